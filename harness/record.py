@@ -1,0 +1,164 @@
+"""A record: what was learnt of one implementation on one case. One JSON line each; see `harness.run_directory`.
+
+Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians and tables are computed when records are read.
+
+Format history
+1  first format
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from harness.case import Case
+
+FORMAT = 1
+
+Milliseconds = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Status(StrEnum):
+    """How an implementation fared on a case. Everything but OK comes with a reason."""
+
+    OK = "ok"  # every phase of the suite ran, and loss and gradients agree with the oracle
+    DISAGREES = "disagrees"  # it ran, and its loss or a gradient is further off than the suite allows
+    IMPOSSIBLE = "impossible"  # faster than the hardware can be; believe neither the time nor the harness
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"  # an exception, a signal, a broken protocol
+    UNSUPPORTED = "unsupported"  # the implementation does not offer this case
+    UNAVAILABLE = "unavailable"  # its library is not installed, or lacks the function
+
+
+NOT_RUN = frozenset({Status.UNSUPPORTED, Status.UNAVAILABLE})
+FAILED = frozenset({Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.CRASHED})
+COMPLETED = frozenset({Status.OK, Status.DISAGREES, Status.IMPOSSIBLE})
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Times(_Frozen):
+    """Raw samples, in the order they were taken; equal lengths. forward + backward of one sample is its fwd+bwd."""
+
+    fwd_no_grad_ms: list[Milliseconds] = []
+    fwd_ms: list[Milliseconds] = []
+    bwd_ms: list[Milliseconds] = []
+    fwd_bwd_ms: list[Milliseconds] = []
+    round: list[int] = []  # the round each sample was taken in
+    first_call_s: float | None = None  # first forward+backward, with whatever it compiles
+    settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Times:
+        lengths = {len(s) for s in (self.fwd_no_grad_ms, self.fwd_ms, self.bwd_ms, self.fwd_bwd_ms, self.round)}
+        if len(lengths) > 1:
+            raise ValueError(f"samples of unequal number: {sorted(lengths)}")
+        return self
+
+
+class Memory(_Frozen):
+    """Allocator peaks above what was live before the call: inputs, flush buffer and cuBLAS workspace do not count."""
+
+    fwd_no_grad_peak_bytes: Bytes
+    fwd_peak_bytes: Bytes
+    bwd_peak_bytes: Bytes  # above what was live before the backward, so without what the forward retained
+    fwd_bwd_peak_bytes: Bytes  # above what was live before the forward: what a training step must find free
+    retained_bytes: Bytes  # live between forward and backward: saved tensors and the loss
+
+
+class Agreement(_Frozen):
+    """Scale-free errors against the fp64 oracle; excess = error / error of eager arithmetic in the same dtype.
+
+    None where the quantity does not exist: no excess where the true gradient is zero, no error of a gradient that is
+    not finite (`reason` says so).
+    """
+
+    loss_error: float | None  # |L - L64| / max(|L64|, mean |lse|)
+    loss_limit: float
+    grad_input_error: float | None  # norm(g - g64) / norm(g64)
+    grad_weight_error: float | None
+    grad_bias_error: float | None = None
+    grad_input_excess: float | None
+    grad_weight_excess: float | None
+    grad_bias_excess: float | None = None
+    grad_input_row_error_p99: float | None = None  # 99th percentile over rows of norm(row error) / norm(row)
+    grad_weight_row_error_p99: float | None = None
+    sampled_rows: int | None = None  # rows of dC the oracle covered; None if all
+    failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
+
+
+class Expectation(_Frozen):
+    """What the suite said beforehand about this row."""
+
+    status: list[Status]
+    reason: str
+
+
+class Provenance(_Frozen):
+    """Where a record comes from; everything that could explain a number that does not repeat."""
+
+    commit: str | None
+    dirty: bool | None
+    argv: list[str]
+    started: str  # ISO 8601, UTC
+    device: str  # "cuda" or "cpu"
+    device_name: str
+    environment: dict[str, JsonValue]  # versions, driver, clocks, variables that change kernels
+
+
+class Record(_Frozen):
+    """One line of records.jsonl. Invariants make a wrong record unrepresentable."""
+
+    format: Literal[1] = FORMAT
+    suite: str
+    case_id: str
+    case: Case
+    implementation: str
+    options: dict[str, JsonValue] = {}
+    status: Status
+    reason: str | None = None
+    expected: Expectation | None = None
+    analytic: bool = False  # computed, not measured: the lower bound
+    grads_in_forward: bool = False
+    interpreted: bool = False  # ran in the Triton interpreter: its time means nothing and is not recorded
+    times: Times | None = None
+    memory: Memory | None = None
+    agreement: Agreement | None = None
+    max_excess: float
+    gemm_ms: list[Milliseconds] = []  # the same rounds' N x D x V cuBLAS product
+    gradient_floor_bytes: Bytes
+    input_statistics: dict[str, JsonValue] = {}
+    input_checksum: str | None = None
+    gpu_trace: dict[str, JsonValue] = {}  # SM clock, power, temperature, throttle bits seen while it was timed
+    duration_s: float = 0.0
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        if (self.status is Status.OK) != (self.reason is None):
+            raise ValueError(f"status {self.status} with reason {self.reason!r}: ok has none, every other status has one")
+        if self.status in NOT_RUN and (self.times or self.memory or self.agreement):
+            raise ValueError(f"status {self.status} of something that never ran carries measurements")
+        if self.status in (Status.OK, Status.DISAGREES) and not self.analytic:
+            if self.agreement is None:
+                raise ValueError(f"status {self.status} without agreement: nothing was compared")
+            if bool(self.agreement.failures) != (self.status is Status.DISAGREES):
+                raise ValueError(f"status {self.status} contradicts failures {self.agreement.failures}")
+        if self.case_id != self.case.id:
+            raise ValueError(f"case_id {self.case_id!r} is not the id of the case, {self.case.id!r}")
+        if self.interpreted and self.times is not None and self.times.fwd_bwd_ms:
+            raise ValueError("times of a row that ran in the Triton interpreter")
+        return self
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether this row is no failure of the run: ok, not offered, or foreseen by the suite."""
+        if self.expected is not None and self.status in self.expected.status:
+            return True
+        return self.status is Status.OK or self.status in NOT_RUN

@@ -1,0 +1,1 @@
+"""Adapters: every implementation of the linear cross-entropy behind one contract."""

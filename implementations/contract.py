@@ -1,0 +1,103 @@
+"""What an implementation is, to the harness and to whoever writes one.
+
+The operation every adapter offers, in two lines of torch (`input` (N, D), `linear_weight` (V, D), `target` (N,)):
+
+    logits = softcap * tanh((input @ linear_weight.T + linear_bias) / softcap)
+    F.cross_entropy(logits.float(), target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+
+The name of the operation is its mathematics: an adapter may be faster, smaller or rounder than these lines, never
+different. What it cannot do it refuses in `supports`, with the reason; it never falls back silently to something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+DeviceType = Literal["cuda", "cpu"]
+
+
+class LossFunction(Protocol):
+    """The callable that is measured. Shapes: N tokens, D hidden size, V vocabulary size.
+
+    Returns the loss, a scalar for `mean` and `sum` and (N,) for `none`, attached to autograd: calling `.backward` on it
+    leaves the gradients in `input.grad` (N, D), `linear_weight.grad` (V, D) and `linear_bias.grad` (V,), where required.
+    """
+
+    def __call__(
+        self,
+        input: Tensor,  # (N, D)
+        linear_weight: Tensor,  # (V, D)
+        target: Tensor,  # (N,) int64, `ignore_index` where a row counts for nothing
+        *,
+        linear_bias: Tensor | None,  # (V,)
+        label_smoothing: float,
+        ignore_index: int,
+        softcap: float | None,
+        reduction: Reduction,
+    ) -> Tensor: ...
+
+
+class Case(Protocol):
+    """What `supports` may ask about a case. `harness.case.Case` is one; all sizes are counts, not bytes."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def label_smoothing(self) -> float: ...
+    @property
+    def softcap(self) -> float | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def reduction(self) -> Reduction: ...
+    @property
+    def ignored_fraction(self) -> float: ...
+    @property
+    def linear_bias(self) -> bool: ...
+
+
+def supports_everything(case: Case, device: DeviceType) -> str | None:
+    """The default `supports`: no case is refused."""
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One row of every table.
+
+    build: called once per worker with the suite's options; imports the library and returns the loss function. A wrong
+        option is a TypeError or ValueError that names it.
+    supports: (case, device) -> None if the case can be computed as the contract says, else the reason why not.
+    requires: the pip requirement that provides the library, such as "liger-kernel==0.8.5"; None if torch is enough.
+    grads_in_forward: the forward already computes the gradients, so its split columns do not compare with others'.
+    uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
+    skips_work: it may leave out part of the arithmetic (a filter), so a time below a physical floor is not impossible.
+    """
+
+    build: Callable[..., LossFunction]
+    supports: Callable[[Case, DeviceType], str | None] = supports_everything
+    requires: str | None = None
+    grads_in_forward: bool = False
+    uses_triton: bool = False
+    skips_work: bool = False
+
+
+def as_implementation(candidate: Any) -> Implementation:
+    """`candidate` itself if it is an Implementation; a bare loss function becomes one that supports everything."""
+    if isinstance(candidate, Implementation):
+        return candidate
+    if callable(candidate):
+        return Implementation(build=lambda: candidate)
+    raise TypeError(
+        f"an implementation is an Implementation or a callable with its signature, not {type(candidate).__name__}"
+    )

@@ -1,0 +1,42 @@
+"""Names that suites use, and where their implementations live. Imports no library and no torch.
+
+`LOWER_BOUND` is a row computed from the case alone (see `harness.cost`); it runs nothing. A suite adds an implementation
+of its own with `path: pkg.mod:obj`, without an entry here.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from implementations.contract import Implementation, as_implementation
+
+LOWER_BOUND = "lower-bound"
+
+REGISTRY: dict[str, str] = {
+    "baseline": "implementations.baseline:baseline",
+    "torch-compile": "implementations.torch_compile:torch_compile",
+    "torchtune-chunked": "implementations.torchtune:torchtune_chunked",
+    "torch-linear-cross-entropy": "implementations.torch_linear:torch_linear_cross_entropy",
+    "liger": "implementations.liger:liger",
+    "liger-fp32-accum": "implementations.liger:liger_fp32_accum",
+    "cce": "implementations.cce:cce",
+    "cce-no-sort": "implementations.cce:cce_no_sort",
+    "cce-no-filter": "implementations.cce:cce_no_filter",
+}
+
+
+def known_names() -> list[str]:
+    """Every name a suite may use without a `path`."""
+    return [LOWER_BOUND, *REGISTRY]
+
+
+def load(path: str) -> Implementation:
+    """The implementation at `pkg.mod:obj`.
+
+    Raises ValueError if `path` has another form, ImportError if the module cannot be imported, AttributeError if it has
+    no such object, TypeError if the object is no implementation.
+    """
+    module, separator, name = path.partition(":")
+    if not (module and separator and name):
+        raise ValueError(f"an implementation's path is 'pkg.mod:obj', not {path!r}")
+    return as_implementation(getattr(importlib.import_module(module), name))
