@@ -78,8 +78,8 @@ class Case(BaseModel):
     def id(self) -> str:
         """Stable, readable, unique: equal cases have equal ids in every run and on every machine.
 
-        Whatever has its default is left out, so that a new axis does not rename old cases; the digest tells apart what
-        the readable part does not.
+        Whatever has its default is left out, so that a new axis does not rename old cases; the digest tells apart
+        what the readable part does not.
         """
         parts = [
             f"n{self.tokens}-d{self.hidden_size}-v{self.vocab_size}",
@@ -99,7 +99,9 @@ class Case(BaseModel):
             parts.append(self.reduction)
         if self.seed:
             parts.append(f"seed{self.seed}")
-        digest = hashlib.sha256(json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(
+            json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()
+        ).hexdigest()[:6]
         return "-".join([*parts, digest])
 
     @property

@@ -21,7 +21,7 @@ def input_bytes(case: Case) -> int:
 
 
 def gradient_floor_bytes(case: Case) -> int:
-    """Bytes of the gradients that a backward must return, (N + V) * D * itemsize, plus the bias's where there is one."""
+    """Bytes of the gradients that a backward must return: (N + V) * D * itemsize, and the bias's where it has one."""
     bias = case.vocab_size if case.linear_bias else 0
     return ((case.tokens + case.vocab_size) * case.hidden_size + bias) * case.itemsize
 
@@ -29,3 +29,16 @@ def gradient_floor_bytes(case: Case) -> int:
 def loss_floor_bytes(case: Case) -> int:
     """Bytes of the fp32 loss that a forward must return."""
     return 4 * (case.tokens if case.reduction == "none" else 1)
+
+
+# A plan's guesses, until the run's own durations replace them; seconds, on an H200 machine and on two CPU cores.
+_START_S = {"cuda": 20.0, "cpu": 12.0}  # processes, importing torch, drawing the inputs; all workers at once
+_WORKER_S = {"cuda": 7.0, "cpu": 5.0}  # settling, memory and agreement of one implementation
+_FLOP_PER_S = {"cuda": 3e14, "cpu": 2e10}
+_GEMMS_PER_SAMPLE = 8  # a no-grad forward and a forward + backward of a middling implementation
+
+
+def estimated_seconds(case: Case, workers: int, calls: int, device: str) -> float:
+    """A guess of how long a case takes: `workers` implementations, each called `calls` times."""
+    sampling = workers * calls * _GEMMS_PER_SAMPLE * gemm_flop(case) / _FLOP_PER_S[device]
+    return _START_S[device] + workers * _WORKER_S[device] + sampling

@@ -1,6 +1,6 @@
 """A record: what was learnt of one implementation on one case. One JSON line each; see `harness.run_directory`.
 
-Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians and tables are computed when records are read.
+Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are computed when records are read.
 
 Format history
 1  first format
@@ -14,8 +14,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from harness.case import Case
-
-FORMAT = 1
 
 Milliseconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
@@ -51,12 +49,18 @@ class Times(_Frozen):
     bwd_ms: list[Milliseconds] = []
     fwd_bwd_ms: list[Milliseconds] = []
     round: list[int] = []  # the round each sample was taken in
+    sm_clock_mhz: list[int] = []  # read through NVML right after each sample; empty where there is no NVML
+    power_w: list[float] = []
+    temperature_c: list[int] = []
+    throttle_reasons: list[int] = []  # NVML's bits
     first_call_s: float | None = None  # first forward+backward, with whatever it compiles
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Times:
         lengths = {len(s) for s in (self.fwd_no_grad_ms, self.fwd_ms, self.bwd_ms, self.fwd_bwd_ms, self.round)}
+        traces = (self.sm_clock_mhz, self.power_w, self.temperature_c, self.throttle_reasons)
+        lengths |= {len(trace) for trace in traces if trace}
         if len(lengths) > 1:
             raise ValueError(f"samples of unequal number: {sorted(lengths)}")
         return self
@@ -115,7 +119,7 @@ class Provenance(_Frozen):
 class Record(_Frozen):
     """One line of records.jsonl. Invariants make a wrong record unrepresentable."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     suite: str
     case_id: str
     case: Case
@@ -130,19 +134,21 @@ class Record(_Frozen):
     times: Times | None = None
     memory: Memory | None = None
     agreement: Agreement | None = None
+    reference: str  # the row that the suite compares others with
     max_excess: float
     gemm_ms: list[Milliseconds] = []  # the same rounds' N x D x V cuBLAS product
     gradient_floor_bytes: Bytes
     input_statistics: dict[str, JsonValue] = {}
     input_checksum: str | None = None
-    gpu_trace: dict[str, JsonValue] = {}  # SM clock, power, temperature, throttle bits seen while it was timed
     duration_s: float = 0.0
     provenance: Provenance
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
         if (self.status is Status.OK) != (self.reason is None):
-            raise ValueError(f"status {self.status} with reason {self.reason!r}: ok has none, every other status has one")
+            raise ValueError(
+                f"status {self.status} with reason {self.reason!r}: ok has none, every other status has one"
+            )
         if self.status in NOT_RUN and (self.times or self.memory or self.agreement):
             raise ValueError(f"status {self.status} of something that never ran carries measurements")
         if self.status in (Status.OK, Status.DISAGREES) and not self.analytic:

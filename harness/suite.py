@@ -1,6 +1,7 @@
 """A suite: which implementations are measured on which cases, how, and what is expected. Data, read from YAML.
 
-`load_suite` is the only way in; it reports every mistake of the file at once (`InvalidFile`). docs/suites.md lists the keys.
+`load_suite` is the only way in; it reports every mistake of the file at once (`InvalidFile`). docs/suites.md explains
+the keys.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MINIMUM_SAMPLES = 20  # below this a median's 95 % interval is most of the range
 
 Phase = Literal["memory", "time", "agreement"]
 Device = Literal["cuda", "cpu", "auto"]
+# "any", or a value of Status; spelt out so that a wrong one gets one message with all that is allowed
+ExpectedStatus = Literal[
+    "any", "ok", "disagrees", "impossible", "out_of_memory", "timeout", "crashed", "unsupported", "unavailable"
+]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -51,9 +56,7 @@ class Grid(_Model):
 
     def cases(self, seed: int) -> list[Case]:
         axes = {name: getattr(self, name) for name in type(self).model_fields}
-        return [
-            Case(**dict(zip(axes, values, strict=True)), seed=seed) for values in itertools.product(*axes.values())
-        ]
+        return [Case(**dict(zip(axes, values, strict=True)), seed=seed) for values in itertools.product(*axes.values())]
 
 
 class Where(_Model):
@@ -72,13 +75,11 @@ class Where(_Model):
 
     def matches(self, case: Case) -> bool:
         # model_fields_set, not "is None": `softcap: null` is a condition, a missing softcap is none
-        return all(
-            getattr(case, name) in (getattr(self, name) or [None]) for name in self.model_fields_set
-        )
+        return all(getattr(case, name) in (getattr(self, name) or [None]) for name in self.model_fields_set)
 
 
 class SuiteImplementation(_Model):
-    """A row: a name of the registry, or a name of one's own with `path: pkg.mod:obj`. In YAML a bare string is a name."""
+    """A row: a name of the registry, or one's own name with `path: pkg.mod:obj`. In YAML a bare string is a name."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     path: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
@@ -113,6 +114,10 @@ class Measurement(_Model):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Measurement:
+        if "agreement" not in self.phases:
+            raise ValueError(
+                "phases must include agreement: a number of something that computes another loss is no number"
+            )
         if "time" in self.phases and self.minimum_rounds * self.samples_per_turn < MINIMUM_SAMPLES:
             raise ValueError(
                 f"minimum_rounds * samples_per_turn must be at least {MINIMUM_SAMPLES}, "
@@ -133,7 +138,7 @@ class Expected(_Model):
 
     implementation: OneOrMore[str]
     where: Where = Where()
-    status: OneOrMore[Status | Literal["any"]]
+    status: OneOrMore[ExpectedStatus]
     reason: Annotated[str, Field(min_length=1)]
 
 
@@ -194,14 +199,16 @@ def load_suite(path: Path) -> Suite:
     if not suite.cases_on("cuda") or (suite.on_cpu and not suite.cases_on("cpu")):
         mistakes.append(source.mistake(("grid",), "no case is left: give a grid or cases, and exclude fewer of them"))
     if suite.on_cpu and suite.device != "auto":
-        mistakes.append(source.mistake(("on_cpu",), f"on_cpu has no effect with device: {suite.device}; use device: auto"))
+        mistakes.append(
+            source.mistake(("on_cpu",), f"on_cpu has no effect with device: {suite.device}; use device: auto")
+        )
     if mistakes:
         raise InvalidFile(mistakes)
     return suite
 
 
 def _cross_checks(source: Source) -> list[Mistake]:
-    """Names that must agree with each other; read from the raw data, so that they are reported beside other mistakes."""
+    """Names that must agree with each other; read from the raw data, to be reported beside other mistakes."""
     rows = source.data.get("implementations")
     named = [row.get("name") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
     names = [name for name in named if isinstance(name, str)]
@@ -213,7 +220,9 @@ def _cross_checks(source: Source) -> list[Mistake]:
     reference = source.data.get("reference", "baseline")
     if names and (reference not in names or reference == LOWER_BOUND):
         why = "runs nothing" if reference == LOWER_BOUND else "is not among the implementations"
-        mistakes.append(source.mistake(("reference",), f"reference: '{reference}' {why}{nearest(str(reference), names)}"))
+        mistakes.append(
+            source.mistake(("reference",), f"reference: '{reference}' {why}{nearest(str(reference), names)}")
+        )
     expectations = source.data.get("expectations")
     for position, expected in enumerate(expectations if isinstance(expectations, list) else []):
         wanted = expected.get("implementation") if isinstance(expected, dict) else None

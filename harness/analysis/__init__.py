@@ -1,0 +1,1 @@
+"""Reading results: records in, tables and exports out. Nothing here imports torch."""

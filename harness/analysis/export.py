@@ -1,0 +1,22 @@
+"""Rows for other programs: a strict JSON array, and CSV with the same columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from harness.analysis.frame import to_frame
+from harness.analysis.row import to_row
+from harness.record import Record
+
+
+def as_json(records: Sequence[Record]) -> str:
+    """A JSON array with one object, on one line, per case and implementation; null where there is no number."""
+    lines = [json.dumps(asdict(to_row(record)), ensure_ascii=False, allow_nan=False) for record in records]
+    return "[" + ",".join(f"\n  {line}" for line in lines) + "\n]\n"
+
+
+def as_csv(records: Sequence[Record]) -> str:
+    """The same columns as CSV: empty where there is no number, nested values as JSON text."""
+    return to_frame(records).to_csv(index=False, lineterminator="\n")

@@ -1,0 +1,71 @@
+"""The head of a report: what ran, where and with what, and how many rows are ok."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from harness.analysis.footnotes import status_words
+from harness.analysis.formats import counted
+from harness.record import Provenance, Record, Status
+
+_UNLESS_NAMED = (
+    "Unless a heading names it: no softcap, no ignored rows, reduction mean, no linear bias, seed 0. "
+    "N tokens, D hidden size, V vocabulary size, β label smoothing; E the input, C the classifier."
+)
+
+
+def heading(records: Sequence[Record]) -> list[str]:
+    """The report's first lines. A run that was resumed elsewhere or later lists every environment it ran in."""
+    origins = [record.provenance for record in records]
+    devices = " and ".join(dict.fromkeys(origin.device_name for origin in origins))
+    lines = [f"# {records[0].suite} on {devices}", ""]
+    lines += [f"- {line}" for line in dict.fromkeys(f"measured {_when(o)}, {_commit(o)}" for o in origins)]
+    lines += [f"- {line}" for line in dict.fromkeys(_versions(origin) for origin in origins) if line]
+    lines += [f"- {line}" for line in _counts(records)]
+    return [*lines, "", _UNLESS_NAMED]
+
+
+def tally(records: Sequence[Record]) -> str:
+    """How rows fared: `3 ok of 5 (1 disagrees, 1 unsupported)`; analytic rows do not count."""
+    measured = [record for record in records if not record.analytic]
+    counts = Counter(record.status for record in measured)
+    ok = counts.pop(Status.OK, 0)
+    others = ", ".join(f"{counts[status]} {status_words(status)}" for status in Status if counts[status])
+    return f"{ok} ok of {len(measured)}" + (f" ({others})" if others else "")
+
+
+def _counts(records: Sequence[Record]) -> list[str]:
+    cases = len({record.case_id for record in records})
+    names = list(dict.fromkeys(record.implementation for record in records))
+    lines = [f"{counted(cases, 'case')}: {tally(records)}"]
+    missing = cases * len(names) - len(records)
+    if missing:
+        lines.append(f"incomplete: {counted(missing, 'row')} not measured yet")
+    failures = Counter(record.implementation for record in records if not record.as_expected)
+    if failures:
+        listed = ", ".join(f"{name} ({count})" for name, count in failures.items())
+        lines.append(f"**not ok and not expected by the suite: {listed}**")
+    elif any(record.status not in (Status.OK, Status.UNSUPPORTED, Status.UNAVAILABLE) for record in records):
+        lines.append("every row that failed was expected to, see its footnote")
+    return lines
+
+
+def _when(origin: Provenance) -> str:
+    return f"{origin.started[:16].replace('T', ' ')} UTC"
+
+
+def _commit(origin: Provenance) -> str:
+    if origin.commit is None:
+        return "commit unknown"
+    return f"commit {origin.commit[:10]}" + (" with uncommitted changes" if origin.dirty else "")
+
+
+def _versions(origin: Provenance) -> str:
+    """`torch 2.13.0, triton 3.7.0, driver 570.86, liger-kernel 0.8.5`: whatever the environment names."""
+    environment = origin.environment
+    packages = environment.get("packages")
+    named = {name: environment.get(name) for name in ("torch", "triton", "cuda", "driver", "python")}
+    if isinstance(packages, dict):
+        named |= {name: version for name, version in sorted(packages.items()) if not named.get(name)}
+    return ", ".join(f"{name} {version}" for name, version in named.items() if isinstance(version, str | int | float))

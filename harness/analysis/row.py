@@ -1,0 +1,165 @@
+"""A row: one record flattened, every number of it computed from the raw samples when it is read.
+
+Its field names are the columns of the frame and of the CSV and the keys of the JSON; see docs/reading-results.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from statistics import median
+
+from pydantic import JsonValue
+
+from harness.cost import gemm_flop
+from harness.record import Agreement, Memory, Record, Times
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case x implementation. None where there is no number."""
+
+    suite: str
+    case: str
+    implementation: str
+    status: str
+    reason: str | None
+    expected: str | None  # the suite's reason, if it foresees a status for this row
+    as_expected: bool
+    tokens: int
+    hidden_size: int
+    vocab_size: int
+    label_smoothing: float
+    softcap: float | None
+    inputs: str
+    input_parameters: dict[str, JsonValue]
+    ignored_fraction: float
+    reduction: str
+    dtype: str
+    linear_bias: bool
+    seed: int
+    options: dict[str, JsonValue]
+    reference: str  # the row that the suite compares others with
+    analytic: bool
+    interpreted: bool
+    grads_in_forward: bool
+    fwd_no_grad_ms: float | None
+    fwd_no_grad_peak_bytes: int | None
+    fwd_ms: float | None
+    bwd_ms: float | None
+    fwd_bwd_ms: float | None
+    fwd_bwd_gemms: float | None
+    gemm_ms: float | None
+    gemm_tflops: float | None
+    samples: int
+    fwd_peak_bytes: int | None
+    bwd_peak_bytes: int | None
+    fwd_bwd_peak_bytes: int | None
+    retained_bytes: int | None
+    gradient_floor_bytes: int
+    fwd_bwd_peak_to_floor: float | None
+    max_excess: float
+    loss_error: float | None
+    loss_limit: float | None
+    grad_input_error: float | None
+    grad_weight_error: float | None
+    grad_bias_error: float | None
+    grad_input_excess: float | None
+    grad_weight_excess: float | None
+    grad_bias_excess: float | None
+    grad_input_row_error_p99: float | None
+    grad_weight_row_error_p99: float | None
+    sampled_rows: int | None
+    first_call_s: float | None
+    settle_s: float | None
+    commit: str | None
+    started: str
+    device: str
+    device_name: str
+
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+INTEGER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("int"))
+FLOAT_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("float"))
+NESTED_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("dict"))
+
+
+def to_row(record: Record) -> Row:
+    """Flattens a record: medians of its samples, ratios to the GEMM of the same rounds and to the gradient floor."""
+    case, times = record.case, record.times or Times()
+    gemm_ms, fwd_bwd_ms = median_of(record.gemm_ms), median_of(times.fwd_bwd_ms)
+    peak = _memory(record.memory, "fwd_bwd_peak_bytes")
+    return Row(
+        suite=record.suite,
+        case=record.case_id,
+        implementation=record.implementation,
+        status=record.status.value,
+        reason=record.reason,
+        expected=record.expected.reason if record.expected else None,
+        as_expected=record.as_expected,
+        tokens=case.tokens,
+        hidden_size=case.hidden_size,
+        vocab_size=case.vocab_size,
+        label_smoothing=case.label_smoothing,
+        softcap=case.softcap,
+        inputs=case.inputs.label,
+        input_parameters=case.inputs.parameters,
+        ignored_fraction=case.ignored_fraction,
+        reduction=case.reduction,
+        dtype=case.dtype,
+        linear_bias=case.linear_bias,
+        seed=case.seed,
+        options=record.options,
+        reference=record.reference,
+        analytic=record.analytic,
+        interpreted=record.interpreted,
+        grads_in_forward=record.grads_in_forward,
+        fwd_no_grad_ms=median_of(times.fwd_no_grad_ms),
+        fwd_no_grad_peak_bytes=_memory(record.memory, "fwd_no_grad_peak_bytes"),
+        fwd_ms=median_of(times.fwd_ms),
+        bwd_ms=median_of(times.bwd_ms),
+        fwd_bwd_ms=fwd_bwd_ms,
+        fwd_bwd_gemms=fwd_bwd_ms / gemm_ms if fwd_bwd_ms is not None and gemm_ms else None,
+        gemm_ms=gemm_ms,
+        gemm_tflops=gemm_flop(case) / gemm_ms / 1e9 if gemm_ms else None,
+        samples=len(times.fwd_bwd_ms),
+        fwd_peak_bytes=_memory(record.memory, "fwd_peak_bytes"),
+        bwd_peak_bytes=_memory(record.memory, "bwd_peak_bytes"),
+        fwd_bwd_peak_bytes=peak,
+        retained_bytes=_memory(record.memory, "retained_bytes"),
+        gradient_floor_bytes=record.gradient_floor_bytes,
+        fwd_bwd_peak_to_floor=peak / record.gradient_floor_bytes if peak is not None else None,
+        max_excess=record.max_excess,
+        loss_error=_error(record.agreement, "loss_error"),
+        loss_limit=_error(record.agreement, "loss_limit"),
+        grad_input_error=_error(record.agreement, "grad_input_error"),
+        grad_weight_error=_error(record.agreement, "grad_weight_error"),
+        grad_bias_error=_error(record.agreement, "grad_bias_error"),
+        grad_input_excess=_error(record.agreement, "grad_input_excess"),
+        grad_weight_excess=_error(record.agreement, "grad_weight_excess"),
+        grad_bias_excess=_error(record.agreement, "grad_bias_excess"),
+        grad_input_row_error_p99=_error(record.agreement, "grad_input_row_error_p99"),
+        grad_weight_row_error_p99=_error(record.agreement, "grad_weight_row_error_p99"),
+        sampled_rows=record.agreement.sampled_rows if record.agreement else None,
+        first_call_s=times.first_call_s,
+        settle_s=times.settle_s,
+        commit=record.provenance.commit,
+        started=record.provenance.started,
+        device=record.provenance.device,
+        device_name=record.provenance.device_name,
+    )
+
+
+def median_of(samples: list[float]) -> float | None:
+    """The median of raw samples; None if there are none."""
+    return median(samples) if samples else None
+
+
+def _memory(memory: Memory | None, name: str) -> int | None:
+    return getattr(memory, name) if memory is not None else None
+
+
+def _error(agreement: Agreement | None, name: str) -> float | None:
+    """An error, or None where it was not computed or is no number: strict JSON knows no NaN."""
+    value: float | None = getattr(agreement, name) if agreement is not None else None
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,156 @@
+"""One setting's table in the paper's layout: a block per label smoothing, a row per implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
+from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting, shape
+from harness.analysis.row import Row, median_of, to_row
+from harness.case import Case
+from harness.cost import gemm_flop
+from harness.record import COMPLETED, Record, Status
+
+HEADERS = (
+    "implementation",
+    "fwd MiB",
+    "fwd ms",
+    "bwd MiB",
+    "bwd ms",
+    "fwd+bwd MiB",
+    "fwd+bwd ms",
+    "time in GEMMs",
+    "peak / floor",
+    "dE error",
+    "dC error",
+    "dE / dC excess",
+    "no-grad fwd ms",
+    "status",
+)
+IN_FORWARD = "†"
+
+
+@dataclass(frozen=True)
+class Best:
+    """What is printed in bold: the shortest time and the smallest peak among a block's rows that are ok."""
+
+    fwd_bwd_ms: float | None
+    fwd_bwd_peak_bytes: int | None
+
+
+def by_setting(records: Sequence[Record]) -> dict[Case, list[Record]]:
+    """Records by everything about their case but its label smoothing, in order of appearance."""
+    settings: dict[Case, list[Record]] = {}
+    for record in records:
+        settings.setdefault(record.case.model_copy(update={"label_smoothing": 0.0}), []).append(record)
+    return settings
+
+
+def section(records: Sequence[Record]) -> list[str]:
+    """The lines of one setting: heading, table, what the table's marks mean."""
+    case, notes = records[0].case, Footnotes()
+    table = tabulate(
+        _body(records, notes),
+        headers=HEADERS,
+        tablefmt="pipe",
+        colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
+        disable_numparse=True,
+    )
+    limits = " or ".join(dict.fromkeys(number(record.max_excess) for record in records))
+    floor = mib(records[0].gradient_floor_bytes)
+    legend = [
+        f"- dE and dC excess must be ≤ {limits}; the floor, the gradients themselves, is {floor} MiB.",
+        *_gemm(records),
+    ]
+    if any(record.grads_in_forward for record in records):
+        legend.append(f"- {IN_FORWARD} computes gradients in the forward: its fwd and bwd columns do not compare.")
+    if any(record.status is not Status.OK and to_row(record).fwd_bwd_ms is not None for record in records):
+        legend.append("- (time) of a row that is not ok; it is not ranked.")
+    return [f"## {setting(case)}", "", table, "", *legend, *notes.lines(), ""]
+
+
+def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:
+    # the lower bound is the same for every label smoothing: once, on top of all blocks
+    analytic = {record.implementation: record for record in reversed(records) if record.analytic}
+    names = dict.fromkeys(record.implementation for record in records)
+    body = [_cells(analytic[name], Best(None, None), notes) for name in names if name in analytic]
+    for smoothing in sorted({record.case.label_smoothing for record in records}, reverse=True):
+        title = f"*Smoothing β > 0: β = {number(smoothing)}*" if smoothing else "*Smoothing β = 0*"
+        block = {
+            record.implementation: record
+            for record in records
+            if record.case.label_smoothing == smoothing and not record.analytic
+        }
+        if block:
+            best = _best([to_row(record) for record in block.values()])
+            body.append([title] + [""] * (len(HEADERS) - 1))
+            body += [_cells(block[name], best, notes) for name in names if name in block]
+    return body
+
+
+def _best(rows: Sequence[Row]) -> Best:
+    ok = [row for row in rows if row.status == Status.OK]
+    return Best(
+        fwd_bwd_ms=min((row.fwd_bwd_ms for row in ok if row.fwd_bwd_ms is not None), default=None),
+        fwd_bwd_peak_bytes=min((r.fwd_bwd_peak_bytes for r in ok if r.fwd_bwd_peak_bytes is not None), default=None),
+    )
+
+
+def _cells(record: Record, best: Best, notes: Footnotes) -> list[str]:
+    row = to_row(record)
+    ok = record.status is Status.OK and not record.analytic
+
+    def time(text: str) -> str:
+        return f"({text})" if record.status is not Status.OK and text != DASH else text
+
+    peak, total = mib(row.fwd_bwd_peak_bytes), time(ms(row.fwd_bwd_ms))
+    if ok and row.fwd_bwd_peak_bytes is not None and row.fwd_bwd_peak_bytes == best.fwd_bwd_peak_bytes:
+        peak = f"**{peak}**"
+    if ok and row.fwd_bwd_ms is not None and row.fwd_bwd_ms == best.fwd_bwd_ms:
+        total = f"**{total}**"
+    if record.interpreted and record.status in COMPLETED:
+        total += f" {notes.mark(IN_THE_INTERPRETER)}"
+    words = explanation(record)
+    status = "computed" if record.analytic else status_words(record.status)
+    return [
+        record.implementation.replace("|", r"\|") + (f" {IN_FORWARD}" if record.grads_in_forward else ""),
+        mib(row.fwd_peak_bytes),
+        time(ms(row.fwd_ms)),
+        mib(row.bwd_peak_bytes),
+        time(ms(row.bwd_ms)),
+        peak,
+        total,
+        time(ratio(row.fwd_bwd_gemms)),
+        ratio(row.fwd_bwd_peak_to_floor),
+        error(row.grad_input_error),
+        error(row.grad_weight_error),
+        excesses(row.grad_input_excess, row.grad_weight_excess),
+        time(ms(row.fwd_no_grad_ms)),
+        f"{status} {notes.mark(words)}" if words else status,
+    ]
+
+
+def _gemm(records: Sequence[Record]) -> list[str]:
+    """What one GEMM took, for each label smoothing if they differ: it is measured beside the rows of every case."""
+    samples: dict[float, list[float]] = {}
+    for record in records:
+        if record.gemm_ms:
+            samples.setdefault(record.case.label_smoothing, []).extend(record.gemm_ms)
+    if not samples:
+        return []
+    case = records[0].case
+    texts: dict[str, list[str]] = {}
+    for smoothing, taken in sorted(samples.items(), reverse=True):
+        texts.setdefault(_gemm_speed(case, taken), []).append(f"β = {number(smoothing)}")
+    speeds = "; ".join(text if len(texts) == 1 else f"{text} ({', '.join(where)})" for text, where in texts.items())
+    library = "cuBLAS" if records[0].provenance.device == "cuda" else "torch on the CPU"
+    return [f"- One GEMM, {shape(case)} in {case.dtype} by {library}: {speeds}."]
+
+
+def _gemm_speed(case: Case, samples: list[float]) -> str:
+    taken = median_of(samples) or 0.0
+    tflops = gemm_flop(case) / taken / 1e9 if taken else 0.0
+    return f"median {ms(taken)} ms, {tflops:.3g} TFLOP/s"

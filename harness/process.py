@@ -1,0 +1,120 @@
+"""The parent's end of a worker: start it, ask it, wait no longer than agreed, and be rid of it for certain."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from harness.record import Status
+
+_LOG_TAIL_LINES = 3
+
+
+class WorkerFailure(Exception):
+    """A worker that is no more: with the status and the reason that its row gets."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Worker:
+    """A process of its own group, which answers one request at a time. After any failure it is killed, never reused."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._log_start = log.stat().st_size if log.exists() else 0  # earlier workers' words
+        self._received = b""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,  # so that its group, with whatever it started, can be killed
+            )
+        self._requests = _pipe(self._process.stdin)
+        self._answers = _pipe(self._process.stdout)
+        os.set_blocking(self._answers.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._answers, selectors.EVENT_READ)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def request(self, what: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
+        """Sends a request and waits for its answer. Raises WorkerFailure, after which the worker is gone."""
+        self.send(what, **arguments)
+        return self.receive(what, timeout_s)
+
+    def send(self, what: str, **arguments: Any) -> None:
+        """Sends a request without waiting, so that several workers can be busy at once."""
+        with suppress(BrokenPipeError):  # it died; receive says how
+            self._requests.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._requests.flush()
+
+    def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
+        """The answer to the last request. Raises WorkerFailure."""
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._received:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                self.kill()
+                raise WorkerFailure(Status.TIMEOUT, f"no answer to '{what}' within {timeout_s:g} s")
+            block = self._answers.read(1 << 16)
+            if not block:
+                raise WorkerFailure(Status.CRASHED, self._obituary(what))
+            self._received += block
+        line, _, self._received = self._received.partition(b"\n")
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            self.kill()
+            raise WorkerFailure(Status.CRASHED, f"answered '{what}' with something else than JSON") from error
+        if "error" in answer:
+            self.kill()
+            raise WorkerFailure(Status(answer["error"]["status"]), answer["error"]["reason"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def kill(self) -> None:
+        """Ends the worker and everything in its process group. Safe to call twice."""
+        with suppress(ProcessLookupError):  # the group may be gone already
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._selector.close()
+        for pipe in (self._requests, self._answers):
+            with suppress(BrokenPipeError):  # closing flushes what nobody will read
+                pipe.close()
+
+    def _last_words(self) -> str:
+        return self._log.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def _obituary(self, what: str) -> str:
+        """How it died, and its last words."""
+        self._process.wait()
+        code = self._process.returncode
+        self.kill()
+        if code < 0:
+            name = signal.Signals(-code).name
+            how = f"killed by {name}" + (", which may be the kernel's out-of-memory killer" if code == -9 else "")
+        else:
+            how = f"exited with code {code}"
+        tail = [line for line in self._last_words().splitlines() if line.strip()][-_LOG_TAIL_LINES:]
+        return f"{how} during '{what}'" + (f"; its last lines: {' | '.join(tail)[-300:]}" if tail else "")
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:  # Popen was asked for pipes; this convinces the type checker
+        raise AssertionError("no pipe")
+    return stream

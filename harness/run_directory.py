@@ -1,0 +1,113 @@
+"""A run on disk: `plan.json` (what was asked for), `records.jsonl` (what was learnt), `logs/` (what workers printed).
+
+Records are only ever appended, a case at a time, each line flushed to the disk. A run that was killed resumes at the
+case it was in: `complete_cases` drops the torn line and the half-written case that the kill may have left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.case import Case
+from harness.record import Record
+from harness.suite import Suite, Where
+
+
+class UnusableRun(Exception):
+    """A run directory that cannot be used as asked; the message says why and what to do."""
+
+
+class Plan(BaseModel):
+    """What a run was asked to do; a resume does the rest of exactly this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: Suite
+    device: Literal["cuda", "cpu"]
+    device_name: str
+    implementations: list[str]  # the suite's, less --only and --skip
+    where: Where = Where()
+
+    def cases(self) -> list[Case]:
+        """The cases to measure, in order."""
+        return [case for case in self.suite.cases_on(self.device) if self.where.matches(case)]
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path / "records.jsonl"
+        self.logs = path / "logs"
+        self._plan_path = path / "plan.json"
+
+    def create(self, plan: Plan) -> None:
+        """Starts a run. Raises UnusableRun if there is one already."""
+        if self._plan_path.exists() or self.records_path.exists():
+            raise UnusableRun(
+                f"{self.path} holds a run already; continue it with --resume {self.path} or give another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self._plan_path, plan.model_dump_json(indent=1, exclude_unset=True) + "\n")
+
+    def plan(self) -> Plan:
+        """What the run was asked for. Raises UnusableRun if this is no run."""
+        try:
+            return Plan.model_validate_json(self._plan_path.read_text())
+        except FileNotFoundError as error:
+            raise UnusableRun(f"{self.path} holds no run: {self._plan_path.name} is missing") from error
+        except ValidationError as error:
+            raise UnusableRun(f"{self._plan_path} was written by another version of the harness: {error}") from error
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Adds the records of one case and waits until they are on the disk."""
+        with self.records_path.open("ab") as file:
+            for record in records:
+                file.write(record.model_dump_json().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def records(self) -> list[Record]:
+        """All records, of this call and earlier ones."""
+        return [Record.model_validate_json(line) for line in self.records_path.read_bytes().splitlines()]
+
+    def complete_cases(self, plan: Plan) -> set[str]:
+        """Ids of the cases that have a record for every implementation; all other lines are removed from the file.
+
+        Raises UnusableRun for a line, other than a torn last one, that is no record.
+        """
+        if not self.records_path.exists():
+            return set()
+        content = self.records_path.read_bytes()
+        whole, _, torn = content.rpartition(b"\n")
+        lines = whole.split(b"\n") if whole else []
+        rows: dict[str, set[str]] = {}
+        owners: list[str] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = Record.model_validate_json(line)
+            except ValidationError as error:
+                raise UnusableRun(f"{self.records_path}:{number}: no record of this format: {error}") from error
+            rows.setdefault(record.case_id, set()).add(record.implementation)
+            owners.append(record.case_id)
+        complete = {case for case, done in rows.items() if done >= set(plan.implementations)}
+        kept = [line for line, owner in zip(lines, owners, strict=True) if owner in complete]
+        if torn or len(kept) < len(lines):
+            _write_atomically(self.records_path, b"".join(line + b"\n" for line in kept))
+        return complete
+
+
+def _write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces `path` so that a kill leaves either the old or the new file."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

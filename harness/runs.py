@@ -1,0 +1,164 @@
+"""Runs: the cases of a suite, one after the other, into a run directory, until done, out of budget or interrupted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import cost, provenance
+from harness.case import Case
+from harness.process import Worker, WorkerFailure
+from harness.progress import Progress
+from harness.record import FAILED, Provenance, Record, Status
+from harness.run_directory import Plan, RunDirectory
+from harness.scheduler import CaseRunner
+from harness.suite import Suite, SuiteImplementation
+from implementations.registry import LOWER_BOUND, REGISTRY
+
+FAILED_CELL, DISAGREEING_CELL = 4, 3  # exit codes
+
+_SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
+
+
+class UnfitEnvironment(Exception):
+    """This machine cannot measure what was asked for; one clear sentence."""
+
+
+@dataclass
+class Outcome:
+    """What `run` did: the records of this call, and the cases that a later call would measure."""
+
+    records: list[Record] = field(default_factory=list)
+    left: list[Case] = field(default_factory=list)
+
+
+def environment(log: Path) -> dict[str, Any]:
+    """The machine as a worker sees it. Raises UnfitEnvironment if not even that works."""
+    worker = Worker(log)
+    try:
+        return worker.request("environment", _SURVEY_TIMEOUT_S)
+    except WorkerFailure as failure:
+        raise UnfitEnvironment(f"a worker could not describe this machine: {failure.reason} (log: {log})") from failure
+    finally:
+        worker.kill()
+
+
+def available(log: Path) -> dict[str, str | None]:
+    """For every registered implementation None, or why it cannot be used here. Raises WorkerFailure."""
+    worker = Worker(log)
+    try:
+        return worker.request("available", _SURVEY_TIMEOUT_S)
+    finally:
+        worker.kill()
+
+
+def cells(plan: Plan, log: Path) -> list[tuple[Case, str, str | None]]:
+    """Every cell of the plan with None, or the reason why it will not run. Raises WorkerFailure."""
+    worker = Worker(log)
+    rows = [row for row in chosen(plan) if row.name != LOWER_BOUND]
+    try:
+        asked = [
+            (row.path or REGISTRY[row.name], row.options, case.model_dump(mode="json"))
+            for case in plan.cases()
+            for row in rows
+        ]
+        answer = worker.request("supported", _SURVEY_TIMEOUT_S, cells=asked, device=plan.device)
+    finally:
+        worker.kill()
+    named = [(case, row.name) for case in plan.cases() for row in rows]
+    return [(case, name, reason) for (case, name), reason in zip(named, answer["reasons"], strict=True)]
+
+
+def choose_device(suite: Suite, machine: dict[str, Any]) -> Literal["cuda", "cpu"]:
+    """The device that the suite asks for. Raises UnfitEnvironment if this machine has none."""
+    if suite.device == "cpu" or (suite.device == "auto" and not machine["cuda_available"]):
+        return "cpu"
+    if not machine["cuda_available"]:
+        raise UnfitEnvironment(
+            f"suite '{suite.name}' needs a CUDA GPU and torch sees none here; suites/quick.yaml runs on a CPU"
+        )
+    return "cuda"
+
+
+def device_name(device: str, machine: dict[str, Any]) -> str:
+    """How records call the device."""
+    return str(machine["gpu"]["name"]) if device == "cuda" else f"CPU, {machine['cpu_cores']} cores"
+
+
+def device_bytes(device: str, machine: dict[str, Any]) -> int:
+    """The device's whole memory."""
+    if device == "cuda":
+        return int(machine["gpu"]["memory_bytes"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def estimates(plan: Plan, cases: Sequence[Case]) -> list[float]:
+    """Guessed seconds of each case; see `harness.cost`."""
+    measurement = plan.suite.measurement_on(plan.device)
+    calls = 2  # to settle, and for agreement
+    if "time" in measurement.phases:
+        calls += measurement.minimum_rounds * (measurement.samples_per_turn + 1)
+    return [cost.estimated_seconds(case, len(plan.implementations), calls, plan.device) for case in cases]
+
+
+def execute(
+    directory: RunDirectory, plan: Plan, machine: dict[str, Any], revision: str | None, budget_s: float | None
+) -> Outcome:
+    """Measures the cases of `plan` that `directory` lacks. Stops before a case that would not fit `budget_s`."""
+    begin = time.monotonic()
+    done = directory.complete_cases(plan)
+    cases = plan.cases()
+    todo = [case for case in cases if case.id not in done]
+    commit, dirty = provenance.revision(Path.cwd(), revision)
+    runner = CaseRunner(
+        suite=plan.suite,
+        device=plan.device,
+        implementations=chosen(plan),
+        provenance=Provenance(
+            commit=commit,
+            dirty=dirty,
+            argv=provenance.command_line(),
+            started=provenance.now(),
+            device=plan.device,
+            device_name=plan.device_name,
+            environment=machine,
+        ),
+        device_bytes=device_bytes(plan.device, machine),
+        logs=directory.logs,
+    )
+    guesses = estimates(plan, todo)
+    outcome = Outcome(left=list(todo))
+    took, guessed = 0.0, 0.0
+    with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
+        for position, case in enumerate(todo):
+            pace = took / guessed if guessed else 1.0  # this machine against the guesses
+            if budget_s is not None and position and time.monotonic() - begin + pace * guesses[position] > budget_s:
+                break
+            progress.start_case(len(cases) - len(todo) + position + 1, case.id, pace * sum(guesses[position:]))
+            case_begin = time.monotonic()
+            records = runner.run(case, progress.note)
+            directory.append(records)
+            seconds = time.monotonic() - case_begin
+            took, guessed = took + seconds, guessed + guesses[position]
+            outcome.records += records
+            outcome.left.remove(case)
+            progress.finish_case(records, seconds)
+    return outcome
+
+
+def chosen(plan: Plan) -> list[SuiteImplementation]:
+    """The suite's rows that the plan keeps, in the suite's order."""
+    return [row for row in plan.suite.implementations if row.name in plan.implementations]
+
+
+def exit_code(records: Sequence[Record]) -> int:
+    """0 if every row is ok or as expected; 4 if a cell failed unexpectedly; 3 if one disagrees unexpectedly."""
+    unexpected = {record.status for record in records if not record.as_expected}
+    if unexpected & FAILED:
+        return FAILED_CELL
+    return DISAGREEING_CELL if unexpected & {Status.DISAGREES, Status.IMPOSSIBLE} else 0

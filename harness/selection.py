@@ -1,0 +1,50 @@
+"""What `--only`, `--skip` and `--where` mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+from pydantic import ValidationError
+
+from harness.suite import Suite, Where
+from harness.yaml_source import nearest
+
+
+class InvalidSelection(ValueError):
+    """An option that selects nothing, or something that does not exist; one clear sentence."""
+
+
+def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Names of the suite's rows that the options keep, in the suite's order. Raises InvalidSelection."""
+    names = [row.name for row in suite.implementations]
+    for option, given in (("--only", only), ("--skip", skip)):
+        for name in given:
+            if name not in names:
+                raise InvalidSelection(
+                    f"{option} {name}: suite '{suite.name}' has no such implementation{nearest(name, names)} "
+                    f"(it has: {', '.join(names)})"
+                )
+    kept = [name for name in names if (not only or name in only) and name not in skip]
+    if not kept:
+        raise InvalidSelection(f"--only and --skip leave no implementation of suite '{suite.name}'")
+    return kept
+
+
+def condition(expressions: Sequence[str]) -> Where:
+    """The condition that `KEY=VALUE[|VALUE...]` expressions say together. Raises InvalidSelection."""
+    keys = list(Where.model_fields)
+    values: dict[str, list[object]] = {}
+    for expression in expressions:
+        key, separator, alternatives = expression.partition("=")
+        if not separator or key not in keys:
+            raise InvalidSelection(
+                f"--where {expression}: must be KEY=VALUE or KEY=VALUE|VALUE with a KEY of {', '.join(keys)}"
+                f"{nearest(key, keys)}"
+            )
+        values[key] = [None if v in ("none", "null") else yaml.safe_load(v) for v in alternatives.split("|")]
+    try:
+        return Where.model_validate(values)
+    except ValidationError as error:
+        details = "; ".join(f"{d['loc'][0]}: {d['msg']}, not {d.get('input')!r}" for d in error.errors())
+        raise InvalidSelection(f"--where: {details}") from error

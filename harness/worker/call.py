@@ -1,0 +1,52 @@
+"""One call of an implementation: what is timed, what is watched for memory, what is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.case import Case
+from harness.worker.inputs import IGNORE_INDEX, Tensors
+from implementations.contract import LossFunction
+
+
+@dataclass(frozen=True)
+class Call:
+    """A loss function bound to a case and its tensors, whose gradients land in `tensors`."""
+
+    loss_function: LossFunction
+    case: Case
+    tensors: Tensors
+
+    @property
+    def differentiated(self) -> list[Tensor]:
+        """input (N, D), linear_weight (V, D) and, where the case has one, linear_bias (V,)."""
+        t = self.tensors
+        return [t.input, t.linear_weight, *([t.linear_bias] if t.linear_bias is not None else [])]
+
+    def forward(self) -> Tensor:
+        """The loss, attached to autograd unless grad mode is off."""
+        return self.loss_function(
+            self.tensors.input,
+            self.tensors.linear_weight,
+            self.tensors.target,
+            linear_bias=self.tensors.linear_bias,
+            label_smoothing=self.case.label_smoothing,
+            ignore_index=IGNORE_INDEX,
+            softcap=self.case.softcap,
+            reduction=self.case.reduction,
+        )
+
+    def forward_no_grad(self) -> Tensor:
+        with torch.no_grad():
+            return self.forward()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward with the case's upstream gradient, which is not 1: scaling by it is part of every backward."""
+        torch.autograd.backward(loss, self.tensors.upstream.to(loss.dtype))
+
+    def clear_gradients(self) -> None:
+        for tensor in self.differentiated:
+            tensor.grad = None

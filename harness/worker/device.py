@@ -1,0 +1,44 @@
+"""What a CUDA device and a CPU each need for a measurement: waiting, flushing the cache, limiting memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until everything launched on `device` is done; on a CPU it already is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Gives unused memory back to the device, for the workers that share it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def limit_memory(device: torch.device, fraction: float) -> None:
+    """Makes allocations beyond `fraction` of the device's memory fail instead of taking the machine down."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
+    else:
+        limit = int(fraction * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that an allocation could still get."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return free
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def l2_flush_buffer(device: torch.device) -> torch.Tensor | None:
+    """A buffer whose writing evicts the L2 cache: twice its size. None on a CPU, whose caches the loss outgrows."""
+    if device.type != "cuda":
+        return None
+    return torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)

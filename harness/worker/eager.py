@@ -1,0 +1,140 @@
+"""Eager arithmetic: the error that torch's own two lines make in the case's dtype, against which others are judged.
+
+The two lines are F.cross_entropy(softcap(F.linear(input, linear_weight, linear_bias)).float(), target). Step by step,
+in the dtype where nothing else is said: logits accumulated in fp32 and rounded; softcap * tanh(z / softcap), every
+operation rounded; log-softmax and loss in fp32; dz in fp32, rounded; the softcap's backward, every operation rounded;
+the products for the gradients accumulated in fp32 and rounded once. Computed by chunks of tokens, so that it exists
+where the (N, V) logits do not fit; grad_weight is summed over them in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.case import Case
+from harness.worker.errors import gradient_error, loss_scale
+from harness.worker.inputs import IGNORE_INDEX, Tensors
+from harness.worker.oracle import Oracle, chunk_tokens, token_gradients
+from harness.worker.products import SLICE_BYTES, logits, product, slices, without_tf32
+
+_FP32 = 4  # bytes
+
+
+class Gradients(NamedTuple):
+    """In the case's dtype. R rows of linear_weight: all V, or those asked for."""
+
+    grad_input: Tensor  # (N, D)
+    grad_weight: Tensor  # (R, D)
+    grad_bias: Tensor | None  # (V,)
+
+
+@dataclass(frozen=True)
+class EagerErrors:
+    """Scale-free errors of eager arithmetic; None where the quantity does not exist or is not finite."""
+
+    grad_input: float | None
+    grad_weight: float | None
+    grad_bias: float | None = None
+    loss: float | None = None  # in units of `loss_scale`
+
+
+def eager_gradients(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int) -> Gradients:
+    """Gradients of eager arithmetic; of grad_weight only `weight_rows` (R,) where given."""
+    return _eager(case, tensors, weight_rows, memory_budget_bytes)[0]
+
+
+def eager_errors(case: Case, tensors: Tensors, oracle: Oracle, memory_budget_bytes: int) -> EagerErrors:
+    """How far eager arithmetic is from the oracle, on the rows that the oracle covers.
+
+    The loss error of one draw may cancel by chance; so it is at least what independent errors of its size per token
+    would add up to, the norm of the tokens' errors. For reduction none it is the largest token's.
+    """
+    gradients, token_loss = _eager(case, tensors, oracle.weight_rows, memory_budget_bytes)
+    scale = loss_scale(case, oracle)
+    difference = token_loss.double() - oracle.token_loss
+    if case.reduction == "none":
+        loss_error = float(difference.abs().max())
+    else:
+        loss_error = max(float(difference.sum().abs()), float(torch.linalg.vector_norm(difference)))
+        loss_error /= oracle.counted_rows if case.reduction == "mean" and oracle.counted_rows else 1
+    bias, true_bias = gradients.grad_bias, oracle.grad_bias
+    return EagerErrors(
+        grad_input=_finite(gradient_error(gradients.grad_input, oracle.grad_input).whole),
+        grad_weight=_finite(gradient_error(gradients.grad_weight, oracle.grad_weight).whole),
+        grad_bias=None
+        if bias is None or true_bias is None
+        else _finite(gradient_error(bias[None], true_bias[None]).whole),
+        loss=_finite(loss_error / scale) if scale else None,
+    )
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and error < float("inf") else None  # nan compares false
+
+
+@torch.no_grad()
+def _eager(
+    case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int
+) -> tuple[Gradients, Tensor]:
+    """The gradients, and the loss of each token (N,) in fp32, 0 where ignored."""
+    device, dtype = tensors.input.device, tensors.input.dtype
+    tokens, hidden_size, vocab_size = case.tokens, case.hidden_size, case.vocab_size
+    rows = vocab_size if weight_rows is None else weight_rows.numel()
+    fixed_bytes = (_FP32 + case.itemsize) * (rows + 2 * tokens) * hidden_size + 2 * SLICE_BYTES
+    token_bytes = (3 * _FP32 + 3 * case.itemsize) * vocab_size + 4 * _FP32 * hidden_size
+    step = chunk_tokens(tokens, memory_budget_bytes - fixed_bytes, token_bytes)
+
+    grad_input = torch.empty_like(tensors.input)
+    grad_weight = torch.zeros(rows, hidden_size, dtype=torch.float32, device=device)
+    grad_bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
+    token_loss = torch.empty(tokens, dtype=torch.float32, device=device)
+    upstream = token_gradients(case, tensors, torch.float32)
+    with without_tf32():
+        for start in range(0, tokens, step):
+            chunk = slice(start, min(start + step, tokens))
+            token_loss[chunk], dz = _chunk(case, tensors, chunk, upstream[chunk])
+            rounded_input = tensors.input[chunk]
+            rows_of_input = torch.zeros(rounded_input.shape, dtype=torch.float32, device=device)
+            for part in slices(vocab_size, _FP32 * hidden_size):
+                rows_of_input += product(dz[:, part], tensors.linear_weight[part], torch.float32)
+            grad_input[chunk] = rows_of_input.to(dtype)
+            wanted = dz if weight_rows is None else dz[:, weight_rows]
+            for part in slices(rows, _FP32 * hidden_size):
+                grad_weight[part] += product(wanted[:, part].T, rounded_input, torch.float32)
+            if case.linear_bias:
+                grad_bias += dz.sum(0, dtype=torch.float32)
+            del dz, wanted
+    rounded_bias = grad_bias.to(dtype) if case.linear_bias else None
+    return Gradients(grad_input, grad_weight.to(dtype), rounded_bias), token_loss
+
+
+def _chunk(case: Case, tensors: Tensors, chunk: slice, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss (n,) in fp32 and dz (n, V) in the dtype, of a chunk of n tokens."""
+    dtype = tensors.input.dtype
+    target = tensors.target[chunk]
+    column = target.clamp(min=0)[:, None]
+    z = logits(tensors.input[chunk], tensors.linear_weight, tensors.linear_bias, torch.float32).to(dtype)
+    tanh = None
+    if case.softcap is not None:
+        tanh = torch.tanh(z / case.softcap)
+        z = case.softcap * tanh
+    log_p = z.float().log_softmax(1)
+    del z
+    beta = case.label_smoothing
+    loss = -(1 - beta) * log_p.gather(1, column)[:, 0]
+    if beta:
+        loss -= beta / case.vocab_size * log_p.sum(1)
+    loss.masked_fill_(target == IGNORE_INDEX, 0.0)
+    # as autograd has it: the gradient of log_p, then log-softmax's own backward, which sums it
+    grad = (-beta / case.vocab_size * upstream)[:, None].expand(log_p.shape).contiguous()
+    grad.scatter_add_(1, column, (-(1 - beta) * upstream)[:, None])
+    dz = torch.ops.aten._log_softmax_backward_data(grad, log_p, 1, torch.float32)
+    del grad, log_p
+    dz = dz.to(dtype)
+    if tanh is not None and case.softcap is not None:
+        dz = torch.ops.aten.tanh_backward(dz * case.softcap, tanh) / case.softcap
+    return loss, dz
