@@ -196,8 +196,10 @@ def load_suite(path: Path) -> Suite:
     except ValidationError as error:
         raise InvalidFile([*mistakes_of(error, source, Suite), *_cross_checks(source)]) from error
     mistakes = list(_cross_checks(source))
-    if not suite.cases_on("cuda") or (suite.on_cpu and not suite.cases_on("cpu")):
+    if not suite.cases_on("cuda"):
         mistakes.append(source.mistake(("grid",), "no case is left: give a grid or cases, and exclude fewer of them"))
+    elif suite.device == "auto" and not suite.cases_on("cpu"):
+        mistakes.append(source.mistake(("on_cpu",), "on_cpu: no case is left: give it a grid or cases"))
     if suite.on_cpu and suite.device != "auto":
         mistakes.append(
             source.mistake(("on_cpu",), f"on_cpu has no effect with device: {suite.device}; use device: auto")

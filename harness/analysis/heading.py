@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import JsonValue
+
 from harness.analysis.footnotes import status_words
 from harness.analysis.formats import counted
 from harness.record import Provenance, Record, Status
@@ -13,6 +15,8 @@ _UNLESS_NAMED = (
     "Unless a heading names it: no softcap, no ignored rows, reduction mean, no linear bias, seed 0. "
     "N tokens, D hidden size, V vocabulary size, β label smoothing; E the input, C the classifier."
 )
+
+_FIRST = ("torch", "triton", "cuda", "driver", "python")  # the versions that explain most; other packages follow
 
 
 def heading(records: Sequence[Record]) -> list[str]:
@@ -62,10 +66,13 @@ def _commit(origin: Provenance) -> str:
 
 
 def _versions(origin: Provenance) -> str:
-    """`torch 2.13.0, triton 3.7.0, driver 570.86, liger-kernel 0.8.5`: whatever the environment names."""
+    """`torch 2.13.0, triton 3.7.0, driver 570.86, liger-kernel 0.8.5`: whatever the environment names of them."""
     environment = origin.environment
-    packages = environment.get("packages")
-    named = {name: environment.get(name) for name in ("torch", "triton", "cuda", "driver", "python")}
-    if isinstance(packages, dict):
-        named |= {name: version for name, version in sorted(packages.items()) if not named.get(name)}
-    return ", ".join(f"{name} {version}" for name, version in named.items() if isinstance(version, str | int | float))
+    packages, gpu = (_mapping(environment.get(name)) for name in ("packages", "gpu"))
+    found = packages | gpu | environment
+    names = dict.fromkeys([*_FIRST, *sorted(packages)])
+    return ", ".join(f"{name} {found[name]}" for name in names if isinstance(found.get(name), str))
+
+
+def _mapping(value: JsonValue) -> dict[str, JsonValue]:
+    return value if isinstance(value, dict) else {}

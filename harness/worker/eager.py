@@ -5,6 +5,10 @@ in the dtype where nothing else is said: logits accumulated in fp32 and rounded;
 operation rounded; log-softmax and loss in fp32; dz in fp32, rounded; the softcap's backward, every operation rounded;
 the products for the gradients accumulated in fp32 and rounded once. Computed by chunks of tokens, so that it exists
 where the (N, V) logits do not fit; grad_weight is summed over them in fp32.
+
+The sum over V for grad_input is one GEMM wherever nothing is converted, as it is in eager: in fp32 its error is the order
+of that sum. Where all rows of linear_weight share a direction, cuBLAS's one pass over V = 256000 is off by 1.3e-4 and the
+same sum in slices by 1.2e-5 (H200, zipf-medium): slices would hold fp32 eager itself to a tenth of its error.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from harness.case import Case
 from harness.worker.errors import gradient_error, loss_scale
 from harness.worker.inputs import IGNORE_INDEX, Tensors
 from harness.worker.oracle import Oracle, chunk_tokens, token_gradients
-from harness.worker.products import SLICE_BYTES, logits, product, slices, without_tf32
+from harness.worker.products import SLICE_BYTES, converts, logits, product, slices, without_tf32
 
 _FP32 = 4  # bytes
+# in fp32 a chunk must be large enough that its GEMMs run in the kernels of the whole; see above
+_MOST_TOKENS = {torch.bfloat16: 512, torch.float16: 512, torch.float32: 2048}
 
 
 class Gradients(NamedTuple):
@@ -86,20 +92,22 @@ def _eager(
     rows = vocab_size if weight_rows is None else weight_rows.numel()
     fixed_bytes = (_FP32 + case.itemsize) * (rows + 2 * tokens) * hidden_size + 2 * SLICE_BYTES
     token_bytes = (3 * _FP32 + 3 * case.itemsize) * vocab_size + 4 * _FP32 * hidden_size
-    step = chunk_tokens(tokens, memory_budget_bytes - fixed_bytes, token_bytes)
+    step = chunk_tokens(tokens, _MOST_TOKENS[dtype], memory_budget_bytes - fixed_bytes, token_bytes)
 
     grad_input = torch.empty_like(tensors.input)
     grad_weight = torch.zeros(rows, hidden_size, dtype=torch.float32, device=device)
     grad_bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
     token_loss = torch.empty(tokens, dtype=torch.float32, device=device)
     upstream = token_gradients(case, tensors, torch.float32)
+    whole = [slice(0, vocab_size)]
+    vocabulary = slices(vocab_size, _FP32 * hidden_size) if converts(tensors.linear_weight, torch.float32) else whole
     with without_tf32():
         for start in range(0, tokens, step):
             chunk = slice(start, min(start + step, tokens))
             token_loss[chunk], dz = _chunk(case, tensors, chunk, upstream[chunk])
             rounded_input = tensors.input[chunk]
             rows_of_input = torch.zeros(rounded_input.shape, dtype=torch.float32, device=device)
-            for part in slices(vocab_size, _FP32 * hidden_size):
+            for part in vocabulary:
                 rows_of_input += product(dz[:, part], tensors.linear_weight[part], torch.float32)
             grad_input[chunk] = rows_of_input.to(dtype)
             wanted = dz if weight_rows is None else dz[:, weight_rows]

@@ -50,9 +50,9 @@ def token_gradients(case: Case, tensors: Tensors, dtype: torch.dtype) -> Tensor:
     return torch.where(counts, upstream, torch.zeros((), dtype=dtype, device=counts.device))
 
 
-def chunk_tokens(tokens: int, available_bytes: int, token_bytes: int) -> int:
-    """Tokens of a chunk: what fits, within reason."""
-    return max(1, min(tokens, _MOST_TOKENS, available_bytes // token_bytes))
+def chunk_tokens(tokens: int, most: int, available_bytes: int, token_bytes: int) -> int:
+    """Tokens of a chunk: what fits, at most `most`, at least one."""
+    return max(1, min(tokens, most, available_bytes // token_bytes))
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int) -> Oracle:
             f"memory_budget_bytes is {memory_budget_bytes}; the oracle of N {tokens}, D {hidden_size}, V {vocab_size} "
             f"needs at least {whole_bytes + token_bytes}"
         )
-    step = chunk_tokens(tokens, memory_budget_bytes - whole_bytes, token_bytes)
+    step = chunk_tokens(tokens, _MOST_TOKENS, memory_budget_bytes - whole_bytes, token_bytes)
 
     rows = vocab_size if weight_rows is None else weight_rows.numel()
     grad_input = torch.zeros(tokens, hidden_size, dtype=torch.float64, device=device)

@@ -43,14 +43,19 @@ def slices(rows: int, row_bytes: int, slice_bytes: int = SLICE_BYTES) -> list[sl
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a.to(dtype) @ b.to(dtype)` (m, n) for a (m, k) and b (k, n); half-precision operands are not copied on CUDA.
+def converts(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `product` copies `tensor` to compute in `dtype`: not on CUDA, where tensor cores take half precision."""
+    return tensor.dtype != dtype and not (tensor.is_cuda and dtype is torch.float32)
 
-    There the tensor cores multiply bf16 and fp16 exactly and accumulate in fp32, which is what the conversion means.
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`a.to(dtype) @ b.to(dtype)` (m, n) for a (m, k) and b (k, n); operands that `converts` spares must be of one dtype.
+
+    Tensor cores multiply bf16 and fp16 exactly and accumulate in fp32, which is what the conversion means.
     """
-    if dtype is torch.float32 and a.is_cuda and a.dtype == b.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.to(dtype) @ b.to(dtype)
+    if converts(a, dtype) or a.dtype == dtype:
+        return a.to(dtype) @ b.to(dtype)
+    return torch.mm(a, b, out_dtype=dtype)
 
 
 def logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -43,23 +43,27 @@ class Sessions:
         name = request.pop("do")
         if name.startswith("open"):
             self._session = None  # its tensors make room for the next ones
-        if name == "environment":
-            return environment.describe_environment()
-        if name == "available":
-            return available()
-        if name == "supported":
-            return supported(**request)
-        if name == "open":
-            reason = refusal(request["path"], request["case"], request["device"])
-            if reason is not None:
-                return {"refused": reason}
-            self._session = ImplementationSession(**request)
-            return self._session.opened()
-        if name == "open_referee":
-            self._session = RefereeSession(**request)
-            return self._session.opened()
-        answer: Answer = getattr(self._session, name)(**request)
+        functions = {
+            "environment": environment.describe_environment,
+            "available": available,
+            "supported": supported,
+            "open": self._open,
+            "open_referee": self._open_referee,
+        }
+        function = functions.get(name) or getattr(self._session, name)
+        answer: Answer = function(**request)
         return answer
+
+    def _open(self, **request: Any) -> Answer:
+        reason = refusal(request["path"], request["case"], request["device"])
+        if reason is not None:
+            return {"refused": reason}
+        self._session = ImplementationSession(**request)
+        return self._session.opened()
+
+    def _open_referee(self, **request: Any) -> Answer:
+        self._session = RefereeSession(**request)
+        return self._session.opened()
 
 
 def prepare_device(device: str, memory_fraction: float) -> torch.device:

@@ -1,0 +1,104 @@
+"""records.jsonl to records and to a frame: order, torn and bad lines, medians, missing numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.analysis.frame import read_records, to_frame
+from harness.analysis.row import COLUMNS
+from harness.record import Record
+from harness.yaml_source import InvalidFile
+
+MakeRecord = Callable[..., Record]
+WriteRun = Callable[[list[Record]], Path]
+
+
+def test_records_come_in_the_order_of_the_file(make_record: MakeRecord, write_run: WriteRun) -> None:
+    records = [make_record(name, label_smoothing=beta) for beta in (0.1, 0.0) for name in ("liger", "baseline")]
+    run = write_run(records)
+    assert read_records(run) == records
+    assert read_records(run / "records.jsonl") == records
+
+
+@pytest.mark.parametrize("torn", [b'{"format":1,"suite":"gem', b'{"suite":"\xce', b"\x00\x00"])
+def test_a_torn_last_line_is_ignored_with_a_warning(
+    torn: bytes, make_record: MakeRecord, write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run([make_record("baseline")])
+    with (run / "records.jsonl").open("ab") as file:
+        file.write(torn)
+    assert [record.implementation for record in read_records(run)] == ["baseline"]
+    output = capsys.readouterr()
+    assert "records.jsonl:2: ignored" in output.err
+    assert output.out == ""
+
+
+def test_a_complete_last_line_needs_no_newline(
+    make_record: MakeRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text(make_record().model_dump_json())
+    assert len(read_records(tmp_path)) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_every_other_bad_line_is_named(make_record: MakeRecord, tmp_path: Path) -> None:
+    good = make_record().model_dump_json()
+    file = tmp_path / "records.jsonl"
+    newer = good.replace('"format":1', '"format":2')
+    file.write_text(f"{good}\nnot json\n{newer}\n" + good.replace("baseline", "liger") + "\n{torn but ended}\n")
+    with pytest.raises(InvalidFile) as error:
+        read_records(tmp_path)
+    mistakes = str(error.value).splitlines()
+    assert [line.split(": ")[0] for line in mistakes] == [f"{file}:{number}" for number in (2, 3, 5)]
+    assert "no record" in mistakes[0]
+    assert "format: Input should be 1" in mistakes[1]
+
+
+def test_a_whole_but_invalid_last_line_is_not_taken_for_a_torn_one(make_record: MakeRecord, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(make_record().model_dump_json() + '\n{"format":1}')
+    with pytest.raises(InvalidFile, match=r"records\.jsonl:2: no record: suite: Field required; .* more"):
+        read_records(tmp_path)
+
+
+def test_a_second_record_of_a_row_names_both_lines(make_record: MakeRecord, write_run: WriteRun) -> None:
+    run = write_run([make_record("liger"), make_record("cce"), make_record("liger", ms=(1.0, 1.0))])
+    with pytest.raises(InvalidFile, match=r"jsonl:3: a second record of liger on n8192.*; the first is on line 1"):
+        read_records(run)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
+        read_records(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is no run directory: it holds no records\.jsonl"):
+        read_records(tmp_path)
+
+
+def test_numbers_are_computed_when_read(make_record: MakeRecord) -> None:
+    record = make_record(ms=(20.0, 29.2), mib=(1, 2, 2322), gemm_ms=12.3)
+    row = to_frame([record]).iloc[0]
+    assert row["fwd_bwd_ms"] == pytest.approx(49.2)  # the median, not the mean, of samples that were stored raw
+    assert row["fwd_bwd_gemms"] == pytest.approx(4.0)
+    assert row["gemm_tflops"] == pytest.approx(2 * 8192 * 2304 * 256000 / 12.3e9)
+    assert row["gradient_floor_bytes"] == (8192 + 256000) * 2304 * 2
+    assert row["fwd_bwd_peak_to_floor"] == pytest.approx(2322 * 2**20 / row["gradient_floor_bytes"])
+    assert row["samples"] == 3
+    assert (row["first_call_s"], row["settle_s"]) == (1.5, 2.5)
+
+
+def test_a_row_without_measurements_has_no_numbers(make_record: MakeRecord) -> None:
+    frame = to_frame([make_record("cce", "unavailable", gemm_ms=None), make_record("baseline")])
+    missing = frame.iloc[0]
+    for name in ("fwd_bwd_ms", "fwd_bwd_gemms", "fwd_bwd_peak_to_floor", "grad_input_excess", "first_call_s"):
+        assert math.isnan(missing[name]), name
+    assert frame["fwd_bwd_peak_bytes"].isna().tolist() == [True, False]
+    assert missing["samples"] == 0
+    assert str(frame["fwd_bwd_peak_bytes"].dtype) == "Int64"  # bytes stay whole beside missing ones
+
+
+def test_no_records_still_have_columns() -> None:
+    assert list(to_frame([]).columns) == list(COLUMNS)

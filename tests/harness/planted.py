@@ -1,0 +1,87 @@
+"""Implementations that misbehave in one way each, for `path: tests.harness.planted:NAME`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from implementations.baseline import eager_loss
+from implementations.contract import Implementation
+
+
+def right(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Does what the contract says."""
+    return eager_loss(*arguments, **settings)
+
+
+def slow(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Right, and long enough under way to be killed there."""
+    time.sleep(0.5)
+    return eager_loss(*arguments, **settings)
+
+
+def raises(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """A bug in Python."""
+    raise ZeroDivisionError("planted")
+
+
+def dies(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """A segmentation fault, as far as the parent can tell."""
+    os.kill(os.getpid(), 11)
+    raise AssertionError("unreachable")
+
+
+def hangs(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Never answers, and has a child that would outlive it."""
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    time.sleep(600)
+    raise AssertionError("unreachable")
+
+
+def eats_memory(input: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+    """Wants 8 TiB."""
+    return torch.empty(1 << 41, device=input.device).sum()
+
+
+def wrong(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """The right loss with gradients 10 % too small."""
+    loss = eager_loss(*arguments, **settings)
+    return 0.9 * loss + 0.1 * loss.detach()
+
+
+def zero_weight_gradient(input: torch.Tensor, linear_weight: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
+    """The right loss, and a gradient of linear_weight that an absolute tolerance would let pass."""
+    return eager_loss(input, linear_weight.detach() + 0 * linear_weight, *arguments, **settings)
+
+
+def spoils_inputs(input: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+    """Right, but its backward leaves one element of its input changed."""
+    return _Spoil.apply(eager_loss(input, *arguments, **settings), input)
+
+
+class _Spoil(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        ctx.input = input
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.input.data[0, 0] += 1
+        return upstream, None
+
+
+def _missing() -> Any:
+    import a_library_nobody_has  # type: ignore[import-not-found]
+
+    return a_library_nobody_has.loss
+
+
+missing_library = Implementation(build=_missing, requires="a-library-nobody-has==1.0")
+refuses = Implementation(build=lambda: right, supports=lambda case, device: "does not do that")
+no_implementation = 42

@@ -1,0 +1,230 @@
+"""Runs of small suites on the CPU, through the command line, with implementations that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.record import Record
+
+HARNESS = [sys.executable, "-m", "harness"]
+
+PLANTED = """\
+name: planted
+description: one of each kind of failure
+device: cpu
+grid: {tokens: 16, hidden_size: 16, vocab_size: 64, dtype: float32, inputs: gaussian, label_smoothing: 0.1}
+implementations:
+  - lower-bound
+  - baseline
+  - {name: raises, path: "tests.harness.planted:raises"}
+  - {name: dies, path: "tests.harness.planted:dies"}
+  - {name: hangs, path: "tests.harness.planted:hangs"}
+  - {name: eats-memory, path: "tests.harness.planted:eats_memory"}
+  - {name: wrong, path: "tests.harness.planted:wrong"}
+  - {name: zero-weight-gradient, path: "tests.harness.planted:zero_weight_gradient"}
+  - {name: spoils-inputs, path: "tests.harness.planted:spoils_inputs"}
+  - {name: missing-library, path: "tests.harness.planted:missing_library"}
+  - {name: refuses, path: "tests.harness.planted:refuses"}
+  - {name: no-implementation, path: "tests.harness.planted:no_implementation"}
+  - {name: no-module, path: "tests.harness.nowhere:loss"}
+  - {name: right, path: "tests.harness.planted:right"}
+measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
+limits: {timeout_s: 40}
+expectations:
+  - {implementation: [raises, dies, hangs, no-implementation, no-module], status: [crashed, timeout], reason: planted}
+  - {implementation: [eats-memory], status: out_of_memory, reason: planted}
+  - {implementation: [wrong, zero-weight-gradient], status: disagrees, reason: planted}
+  - {implementation: spoils-inputs, status: any, reason: planted}
+"""
+
+TINY = """\
+name: tiny
+description: many cases that take no time
+device: cpu
+grid:
+  tokens: [4, 8]
+  hidden_size: 8
+  vocab_size: 32
+  dtype: float32
+  inputs: gaussian
+  label_smoothing: [0.0, 0.1, 0.5]
+implementations: [lower-bound, baseline, {name: right, path: "tests.harness.planted:slow"}]
+measurement: {phases: [agreement]}
+"""
+
+
+def harness(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*HARNESS, *map(str, arguments)], capture_output=True, text=True, check=False, **settings)
+
+
+def records(directory: Path) -> list[Record]:
+    whole, _, _ = (directory / "records.jsonl").read_text().rpartition("\n")  # a kill may tear the last line
+    return [Record.model_validate_json(line) for line in whole.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    root = tmp_path_factory.mktemp("planted")
+    (root / "suite.yaml").write_text(PLANTED)
+    return root / "run", harness("run", root / "suite.yaml", "--out", root / "run")
+
+
+def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path, Any]) -> None:
+    directory, done = planted
+    found = {r.implementation: (r.status.value, r.reason or "") for r in records(directory)}
+    expected = {
+        "lower-bound": ("ok", ""),
+        "baseline": ("ok", ""),
+        "raises": ("crashed", "ZeroDivisionError: planted"),
+        "dies": ("crashed", "killed by SIGSEGV during 'settle'"),
+        "hangs": ("timeout", "no answer to 'settle' within 40 s"),
+        "eats-memory": ("out_of_memory", "can't allocate memory"),
+        "wrong": ("disagrees", "grad_input"),
+        "zero-weight-gradient": ("disagrees", "grad_weight"),
+        "missing-library": ("unavailable", "pip install 'a-library-nobody-has==1.0'"),
+        "refuses": ("unsupported", "does not do that"),
+        "no-implementation": ("crashed", "not int"),
+        "no-module": ("crashed", "tests.harness.nowhere"),
+        "right": ("ok", ""),
+    }
+    for name, (status, words) in expected.items():
+        assert found[name][0] == status, (name, found[name])
+        assert words in found[name][1], (name, found[name])
+    assert found["spoils-inputs"][0] in ("disagrees", "crashed"), found["spoils-inputs"]
+    assert done.returncode == 0, done.stderr  # all of it was expected
+
+
+def test_the_table_is_on_stdout_and_progress_on_stderr(planted: tuple[Path, Any]) -> None:
+    directory, done = planted
+    assert "| baseline" in done.stdout
+    assert "case 1 of 1" in done.stderr
+    assert "| baseline" not in done.stderr
+    assert (directory / "report.md").read_text().strip() == done.stdout.strip()
+
+
+def test_samples_are_raw_and_enough(planted: tuple[Path, Any]) -> None:
+    (row,) = (r for r in records(planted[0]) if r.implementation == "right")
+    assert row.times is not None
+    assert len(row.times.fwd_bwd_ms) >= 20
+    assert len(set(row.times.fwd_bwd_ms)) > 1
+    assert len(row.gemm_ms) >= 20
+    assert row.memory is None  # a CPU has no allocator statistics
+    assert all(
+        total == pytest.approx(forward + backward)
+        for total, forward, backward in zip(
+            row.times.fwd_bwd_ms, row.times.fwd_ms, row.times.bwd_ms, strict=True
+        )
+    )
+
+
+def test_a_hanging_worker_leaves_no_process(planted: tuple[Path, Any]) -> None:
+    running = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, planted[0])]
+    assert running == []
+
+
+def _is_worker_of(process: Path, directory: Path) -> bool:
+    try:
+        return os.readlink(process / "fd" / "2").startswith(str(directory))
+    except OSError:
+        return False
+
+
+def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
+    rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
+    assert len(rows) == 14
+    by_name = {row["implementation"]: row for row in rows}
+    assert by_name["right"]["fwd_bwd_ms"] > 0
+    assert by_name["right"]["samples"] >= 20
+    assert by_name["wrong"]["grad_input_error"] == pytest.approx(0.1, rel=1e-2)
+    assert by_name["hangs"]["fwd_bwd_ms"] is None
+
+
+def test_unexpected_failures_decide_the_exit_code(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    plain = PLANTED.split("expectations")[0]
+    suite.write_text(plain)
+    wrong = harness("run", suite, "--only", "baseline", "--only", "wrong", "--out", tmp_path / "wrong")
+    assert wrong.returncode == 3, wrong.stderr
+    both = harness("run", suite, "--only", "wrong", "--only", "raises", "--out", tmp_path / "both")
+    assert both.returncode == 4, both.stderr
+
+
+def test_a_run_killed_anywhere_resumes_to_the_same_records(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(TINY)
+    directory = tmp_path / "run"
+    moments, command, sizes = random.Random(0), ["run", str(suite), "--out", str(directory)], [0]
+    for _ in range(4):
+        process = subprocess.Popen([*HARNESS, *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while _size(directory) == sizes[-1] and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.6))  # anywhere in the case that follows
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        sizes.append(_size(directory))
+        command = ["run", "--resume", str(directory)]
+    last = harness(*command)
+    assert last.returncode == 0, last.stderr
+    assert len(set(sizes)) == 5  # each kill hit a run that was under way
+    undisturbed = tmp_path / "undisturbed"
+    assert harness("run", suite, "--out", undisturbed).returncode == 0
+
+    def facts(path: Path) -> list[tuple[Any, ...]]:
+        return [(r.case_id, r.implementation, r.status, r.agreement, r.input_checksum) for r in records(path)]
+
+    assert facts(directory) == facts(undisturbed)
+    assert len(facts(directory)) == 6 * 3
+
+
+def _size(directory: Path) -> int:
+    return len(records(directory)) if (directory / "records.jsonl").exists() else 0
+
+
+def test_a_finished_run_measures_nothing_twice(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(TINY)
+    selected = ["--where", "tokens=4", "--where", "label_smoothing=0|0.5", "--skip", "right"]
+    first = harness("run", suite, "--out", tmp_path / "run", *selected)
+    before = (tmp_path / "run" / "records.jsonl").read_bytes()
+    assert first.returncode == 0, first.stderr
+    assert before.count(b"\n") == 4
+    again = harness("run", "--resume", tmp_path / "run")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
+
+
+def test_a_spent_budget_is_resumable(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(TINY)
+    first = harness("run", suite, "--out", tmp_path / "run", "--budget", "1")
+    assert first.returncode == 130, first.stderr
+    assert f"--resume {tmp_path / 'run'}" in first.stderr.replace("\n", " ")
+    assert len(records(tmp_path / "run")) == 3  # one case is always measured, or no budget would ever get anywhere
+    assert harness("run", "--resume", tmp_path / "run").returncode == 0
+    assert len(records(tmp_path / "run")) == 18
+
+
+def test_interrupted_by_the_user(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(TINY)
+    process = subprocess.Popen(
+        [*HARNESS, "run", str(suite), "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    while not (tmp_path / "run" / "records.jsonl").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"--resume" in stderr
+    assert b"Traceback" not in stderr
