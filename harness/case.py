@@ -24,7 +24,7 @@ class Inputs(BaseModel):
 
     kind: InputsKind
     std: Annotated[float, Field(gt=0)] | None = None  # gaussian: standard deviation of the logits; others have none
-    path: Annotated[str, StringConstraints(min_length=1)] | None = None  # file: safetensors; see docs/method.md
+    path: Annotated[str, StringConstraints(min_length=1)] | None = None  # file: safetensors; see docs/inputs.md
 
     @model_validator(mode="before")
     @classmethod

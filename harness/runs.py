@@ -129,6 +129,7 @@ def execute(
             environment=machine,
         ),
         device_bytes=device_bytes(plan.device, machine),
+        gpu=machine["gpu"] if plan.device == "cuda" else {},
         logs=directory.logs,
     )
     guesses = estimates(plan, todo)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from harness import cost
 from harness.case import Case
+from harness.floor import below_floor, time_floors_ms
 from harness.interval import relative_width
 from harness.process import Worker, WorkerFailure
 from harness.record import Agreement, Memory, Provenance, Record, Status, Times
@@ -70,6 +71,7 @@ class CaseRunner:
     implementations: Sequence[SuiteImplementation]
     provenance: Provenance
     device_bytes: int
+    gpu: dict[str, Any]  # what is known of it, for the floors of time; empty on a CPU
     logs: Path
     _idle: dict[str, Worker] = field(default_factory=dict, init=False)
 
@@ -225,6 +227,9 @@ class CaseRunner:
         status, reason = row.status, row.reason
         if status is None and row.agreement is not None and row.agreement.failures:
             status, reason = Status.DISAGREES, "; ".join(row.agreement.failures)
+        if status is None and not row.opened.get("skips_work", False):
+            reason = below_floor(row.samples, time_floors_ms(case, self.gpu))
+            status = Status.IMPOSSIBLE if reason else None
         return self._new_record(
             case,
             row.implementation,

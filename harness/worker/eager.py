@@ -6,9 +6,9 @@ operation rounded; log-softmax and loss in fp32; dz in fp32, rounded; the softca
 the products for the gradients accumulated in fp32 and rounded once. Computed by chunks of tokens, so that it exists
 where the (N, V) logits do not fit; grad_weight is summed over them in fp32.
 
-The sum over V for grad_input is one GEMM wherever nothing is converted, as it is in eager: in fp32 its error is the order
-of that sum. Where all rows of linear_weight share a direction, cuBLAS's one pass over V = 256000 is off by 1.3e-4 and the
-same sum in slices by 1.2e-5 (H200, zipf-medium): slices would hold fp32 eager itself to a tenth of its error.
+The sum over V for grad_input is one GEMM wherever nothing is converted, as it is in eager: in fp32 its error is the
+order of that sum. Where all rows of linear_weight share a direction, cuBLAS's one pass over V = 256000 is off by 1.3e-4
+and the same sum in slices by 1.2e-5 (H200, zipf-medium): slices would hold fp32 eager itself to a tenth of its error.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def converts(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a.to(dtype) @ b.to(dtype)` (m, n) for a (m, k) and b (k, n); operands that `converts` spares must be of one dtype.
+    """`a.to(dtype) @ b.to(dtype)` (m, n) for a (m, k) and b (k, n); what `converts` spares must be of one dtype.
 
     Tensor cores multiply bf16 and fp16 exactly and accumulate in fp32, which is what the conversion means.
     """

@@ -7,6 +7,7 @@ eager arithmetic that every implementation of the case is judged by.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +44,7 @@ class Sessions:
         name = request.pop("do")
         if name.startswith("open"):
             self._session = None  # its tensors make room for the next ones
-        functions = {
+        functions: dict[str, Callable[..., Answer]] = {
             "environment": environment.describe_environment,
             "available": available,
             "supported": supported,

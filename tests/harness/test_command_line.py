@@ -47,9 +47,7 @@ def test_a_gpu_suite_without_a_gpu_is_one_sentence_and_exit_5(tmp_path: Path, no
     code, stdout, stderr = invoke("run", path, "--out", tmp_path / "run")
     assert code == 5
     assert stdout == ""
-    assert stderr == (
-        "error: suite 'tiny' needs a CUDA GPU and torch sees none here; suites/quick.yaml runs on a CPU"
-    )
+    assert stderr == ("error: suite 'tiny' needs a CUDA GPU and torch sees none here; suites/quick.yaml runs on a CPU")
     assert not (tmp_path / "run").exists()
 
 

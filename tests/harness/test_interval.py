@@ -23,8 +23,7 @@ def test_few_samples_give_the_range() -> None:
 def test_it_covers_the_median_as_often_as_it_says(n: int) -> None:
     dice = random.Random(n)
     hits = sum(
-        low <= 0.0 <= high
-        for low, high in (median_interval([dice.gauss(0, 1) for _ in range(n)]) for _ in range(2000))
+        low <= 0.0 <= high for low, high in (median_interval([dice.gauss(0, 1) for _ in range(n)]) for _ in range(2000))
     )
     assert hits / 2000 >= 0.945
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -121,9 +120,7 @@ def test_samples_are_raw_and_enough(planted: tuple[Path, Any]) -> None:
     assert row.memory is None  # a CPU has no allocator statistics
     assert all(
         total == pytest.approx(forward + backward)
-        for total, forward, backward in zip(
-            row.times.fwd_bwd_ms, row.times.fwd_ms, row.times.bwd_ms, strict=True
-        )
+        for total, forward, backward in zip(row.times.fwd_bwd_ms, row.times.fwd_ms, row.times.bwd_ms, strict=True)
     )
 
 
@@ -134,7 +131,7 @@ def test_a_hanging_worker_leaves_no_process(planted: tuple[Path, Any]) -> None:
 
 def _is_worker_of(process: Path, directory: Path) -> bool:
     try:
-        return os.readlink(process / "fd" / "2").startswith(str(directory))
+        return str((process / "fd" / "2").readlink()).startswith(str(directory))
     except OSError:
         return False
 
@@ -151,7 +148,7 @@ def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> 
 
 def test_unexpected_failures_decide_the_exit_code(tmp_path: Path) -> None:
     suite = tmp_path / "suite.yaml"
-    plain = PLANTED.split("expectations")[0]
+    plain = PLANTED.split("expectations", maxsplit=1)[0]
     suite.write_text(plain)
     wrong = harness("run", suite, "--only", "baseline", "--only", "wrong", "--out", tmp_path / "wrong")
     assert wrong.returncode == 3, wrong.stderr
