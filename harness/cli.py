@@ -68,7 +68,7 @@ def run(
     """Measures a suite and prints its tables."""
     try:
         if resume is None:
-            plan, machine = _new_plan(suite, only or [], skip or [], where or [])
+            plan, machine = _new_plan(suite, only or [], skip or [], where or [], measuring=not dry_run)
             directory = RunDirectory(out or _default_directory(plan.suite))
         else:
             if only or skip or where or out:
@@ -105,14 +105,17 @@ def _default_directory(suite: Suite) -> Path:
     return Path("runs") / f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
 
 
-def _new_plan(path: Path | None, only: list[str], skip: list[str], where: list[str]) -> tuple[Plan, dict[str, Any]]:
+def _new_plan(
+    path: Path | None, only: list[str], skip: list[str], where: list[str], measuring: bool = True
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the machine. Where nothing is to be measured, a suite for a GPU can be planned without one."""
     if path is None:
         fail("name a suite file, such as suites/quick.yaml, or continue a run with --resume DIR")
     suite = read_suite(path)
     rows = selection.implementations(suite, only, skip)
     condition = selection.condition(where)
     machine = runs.environment(Path(tempfile.gettempdir()) / "harness-environment.log")
-    device = runs.choose_device(suite, machine)
+    device = runs.choose_device(suite, machine) if measuring or suite.device == "auto" else suite.device
     plan = Plan(
         suite=suite,
         device=device,
@@ -190,7 +193,7 @@ def list_everything(
     log = Path(tempfile.gettempdir()) / "harness-survey.log"
     try:
         if suite is not None:
-            plan, _machine = _new_plan(suite, [], [], [])
+            plan, _machine = _new_plan(suite, [], [], [], measuring=False)
             rows = [(case.id, name, reason or "") for case, name, reason in runs.cells(plan, log)]
             typer.echo(tabulate(rows, headers=["case", "implementation", "not run because"], tablefmt="github"))
             return

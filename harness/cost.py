@@ -33,9 +33,9 @@ def loss_floor_bytes(case: Case) -> int:
 
 # A plan's guesses, until the run's own durations replace them; seconds, on an H200 machine and on two CPU cores.
 _START_S = {"cuda": 20.0, "cpu": 12.0}  # processes, importing torch, drawing the inputs; all workers at once
-_WORKER_S = {"cuda": 7.0, "cpu": 5.0}  # settling, memory and agreement of one implementation
-_FLOP_PER_S = {"cuda": 3e14, "cpu": 2e10}
-_GEMMS_PER_SAMPLE = 8  # a no-grad forward and a forward + backward of a middling implementation
+_WORKER_S = {"cuda": 4.0, "cpu": 5.0}  # settling, memory and agreement of one implementation
+_FLOP_PER_S = {"cuda": 6e14, "cpu": 2e10}
+_GEMMS_PER_SAMPLE = 6  # a no-grad forward and a forward + backward of a middling implementation
 
 
 def estimated_seconds(case: Case, workers: int, calls: int, device: str) -> float:

@@ -87,7 +87,9 @@ def choose_device(suite: Suite, machine: dict[str, Any]) -> Literal["cuda", "cpu
 
 def device_name(device: str, machine: dict[str, Any]) -> str:
     """How records call the device."""
-    return str(machine["gpu"]["name"]) if device == "cuda" else f"CPU, {machine['cpu_cores']} cores"
+    if device == "cpu":
+        return f"CPU, {machine['cpu_cores']} cores"
+    return str(machine["gpu"]["name"]) if machine["cuda_available"] else "a CUDA GPU"
 
 
 def device_bytes(device: str, machine: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 The operation every adapter offers, in two lines of torch (`input` (N, D), `linear_weight` (V, D), `target` (N,)):
 
     logits = softcap * tanh((input @ linear_weight.T + linear_bias) / softcap)
-    F.cross_entropy(logits.float(), target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+    F.cross_entropy(logits.float(), target, label_smoothing=..., ignore_index=..., reduction=...)
 
 The name of the operation is its mathematics: an adapter may be faster, smaller or rounder than these lines, never
 different. What it cannot do it refuses in `supports`, with the reason; it never falls back silently to something else.
@@ -26,7 +26,7 @@ class LossFunction(Protocol):
     """The callable that is measured. Shapes: N tokens, D hidden size, V vocabulary size.
 
     Returns the loss, a scalar for `mean` and `sum` and (N,) for `none`, attached to autograd: calling `.backward` on it
-    leaves the gradients in `input.grad` (N, D), `linear_weight.grad` (V, D) and `linear_bias.grad` (V,), where required.
+    leaves the gradients in `input.grad` (N, D), `linear_weight.grad` (V, D) and `linear_bias.grad` (V,).
     """
 
     def __call__(
@@ -66,7 +66,7 @@ class Case(Protocol):
     def linear_bias(self) -> bool: ...
 
 
-def supports_everything(case: Case, device: DeviceType) -> str | None:
+def supports_everything(case: Case, device: DeviceType) -> str | None:  # noqa: ARG001  (asked, and never minds)
     """The default `supports`: no case is refused."""
     return None
 

@@ -1,7 +1,7 @@
 """Names that suites use, and where their implementations live. Imports no library and no torch.
 
-`LOWER_BOUND` is a row computed from the case alone (see `harness.cost`); it runs nothing. A suite adds an implementation
-of its own with `path: pkg.mod:obj`, without an entry here.
+`LOWER_BOUND` is a row computed from the case alone (see `harness.cost`); it runs nothing. A suite adds one of its own
+with `path: pkg.mod:obj`, without an entry here.
 """
 
 from __future__ import annotations

@@ -67,12 +67,20 @@ class Sessions:
         return self._session.opened()
 
 
-def prepare_device(device: str, memory_fraction: float) -> torch.device:
-    """The device, with its memory limited. On a CPU Triton kernels run in the interpreter, chosen before any import."""
-    if device == "cpu":
+def interpret_triton_on_cpu(device: str) -> None:
+    """Without a GPU Triton kernels run in the interpreter; that is chosen before any library is imported."""
+    if device == "cpu" or not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def prepare_device(device: str, memory_fraction: float) -> torch.device:
+    """The device, with its memory limited."""
+    interpret_triton_on_cpu(device)
     chosen = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
     limit_memory(chosen, memory_fraction)
+    if device == "cpu":  # the first call in a process may race within oneMKL and be wrong (pytorch issue 188792)
+        for dtype in (torch.float32, torch.float64):
+            torch.tanh(torch.zeros(1, dtype=dtype))
     return chosen
 
 
@@ -88,19 +96,19 @@ def build(implementation: Implementation, options: dict[str, JsonValue]) -> Any:
 def available() -> Answer:
     """For every name in the registry None if it can be built here, else the reason why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    prepare_device(device, 1.0)
+    interpret_triton_on_cpu(device)
     return {name: _why_not(path, {}, None, device) for name, path in REGISTRY.items()}
 
 
 def supported(cells: list[tuple[str, dict[str, JsonValue], dict[str, Any]]], device: str) -> Answer:
     """For every cell (path, options, case) None if it would run on `device`, else the reason why not."""
-    prepare_device(device, 1.0)
+    interpret_triton_on_cpu(device)
     return {"reasons": [_why_not(path, options, Case.model_validate(case), device) for path, options, case in cells]}
 
 
 def refusal(path: str, case: dict[str, Any], device: str) -> str | None:
     """Why the implementation at `path` does not offer the case, or None if it does."""
-    prepare_device(device, 1.0)
+    interpret_triton_on_cpu(device)
     return load(path).supports(Case.model_validate(case), device)  # type: ignore[arg-type]
 
 
