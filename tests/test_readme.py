@@ -1,0 +1,53 @@
+"""Every number of the README's table is a number of a record."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from harness.analysis.frame import read_records
+from harness.analysis.row import to_row
+
+README = Path("README.md").read_text()
+ORIGIN = re.compile(r"<!-- from (\S+), case (\S+); .*?-->\n((?:\|.*\n)+)")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_the_table_is_in_the_records() -> None:
+    ((directory, case, table),) = ORIGIN.findall(README)
+    measured = {r.implementation: to_row(r) for r in read_records(Path(directory)) if r.case_id == case}
+    for line in table.splitlines()[2:]:
+        name, time_ms, gemms, peak_mib, grad_input, grad_weight, status = cells(line)
+        row = measured[name]
+        assert row.status == status
+        assert (row.status != "ok") == time_ms.startswith("(")
+        for text, value in (
+            (time_ms, row.fwd_bwd_ms),
+            (gemms, row.fwd_bwd_gemms),
+            (peak_mib, (row.fwd_bwd_peak_bytes or 0) / 2**20),
+            (grad_input, row.grad_input_error),
+            (grad_weight, row.grad_weight_error),
+        ):
+            shown = Decimal(text.strip("()"))
+            half_a_digit = 0.5001 * 10 ** shown.as_tuple().exponent
+            assert float(shown) == pytest.approx(value, abs=half_a_digit), name
+
+
+def test_every_loss_of_that_table_is_right() -> None:
+    ((directory, case, _),) = ORIGIN.findall(README)
+    judged = [r.agreement for r in read_records(Path(directory)) if r.case_id == case and r.agreement]
+    assert len(judged) >= 7
+    assert all(a.loss_error is not None and a.loss_error <= a.loss_limit for a in judged)
+
+
+def test_links_lead_somewhere() -> None:
+    for path in (Path("README.md"), Path("CONTRIBUTING.md"), *Path("docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{path} links to {target}"
