@@ -7,7 +7,16 @@ import json
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 DType = Literal["bfloat16", "float16", "float32"]
 Reduction = Literal["mean", "sum", "none"]
@@ -16,28 +25,39 @@ InputsKind = Literal["gaussian", "zipf-weak", "zipf-medium", "zipf-strong", "con
 ITEMSIZE: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes
 SHORT_DTYPE: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
+# Strict, since YAML 1.1 has surprises: `yes` is a boolean and `1e-2` a string, and neither is a number of anything.
+DATA = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
 
 class Inputs(BaseModel):
     """Which tensors a case computes on; `harness.worker.inputs` draws them. In YAML a bare string names the kind."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = DATA
 
     kind: InputsKind
     std: Annotated[float, Field(gt=0)] | None = None  # gaussian: standard deviation of the logits; others have none
-    path: Annotated[str, StringConstraints(min_length=1)] | None = None  # file: safetensors; see docs/inputs.md
+    # file: safetensors; see docs/inputs.md
+    path: Annotated[str, StringConstraints(min_length=1)] | None = Field(default=None, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _parameters_fit_the_kind(self) -> Inputs:
-        if self.std is not None and self.kind != "gaussian":
-            raise ValueError(f"std belongs to inputs of kind gaussian, not {self.kind}")
-        if (self.path is not None) != (self.kind == "file"):
-            raise ValueError("inputs of kind file, and only they, have a path")
-        return self
+    @field_validator("std", "path")
+    @classmethod
+    def _fits_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        owner, kind = {"std": "gaussian", "path": "file"}[str(info.field_name)], info.data.get("kind")
+        if value is not None and kind not in (None, owner):
+            raise ValueError(f"belongs to inputs of kind {owner}, not {kind}")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _file_has_a_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("kind") == "file":
+            raise ValueError("inputs of kind file need a path")
+        return value
 
     @property
     def label(self) -> str:
@@ -53,7 +73,7 @@ class Inputs(BaseModel):
 class Case(BaseModel):
     """N tokens against a (V, D) classifier, with everything that changes the mathematics or the numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = DATA
 
     tokens: int = Field(gt=0)  # N
     hidden_size: int = Field(gt=0)  # D
@@ -66,13 +86,6 @@ class Case(BaseModel):
     linear_bias: bool = False
     inputs: Inputs = Inputs(kind="zipf-medium")
     seed: int = Field(default=0, ge=0)
-
-    @field_validator("label_smoothing", "ignored_fraction", "softcap", mode="before")
-    @classmethod
-    def _no_bool(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("a number, not true or false")
-        return value
 
     @property
     def id(self) -> str:

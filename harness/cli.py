@@ -7,6 +7,7 @@ environment; 130 interrupted or out of budget (continue with --resume).
 from __future__ import annotations
 
 import datetime
+import signal
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,8 @@ from harness import __version__, runs, selection
 from harness.process import WorkerFailure
 from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
-from harness.suite import Suite, load_suite
+from harness.suite import Suite
+from harness.suite_file import load_suite
 from harness.yaml_source import InvalidFile
 from implementations.registry import LOWER_BOUND
 
@@ -42,10 +44,10 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
     raise typer.Exit(code)
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path, to_be_run: bool = False) -> Suite:
     """The suite, or the end of the command with every mistake in it."""
     try:
-        return load_suite(path)
+        return load_suite(path, to_be_run)
     except InvalidFile as error:
         for mistake in error.mistakes:
             console.print(str(mistake), style="red", soft_wrap=True, markup=False)
@@ -60,12 +62,16 @@ def run(
     where: Annotated[list[str] | None, typer.Option(help="only cases with KEY=VALUE[|VALUE...] (repeatable)")] = None,
     out: Annotated[Path | None, typer.Option(help="run directory to create; default runs/SUITE-TIME")] = None,
     resume: Annotated[Path | None, typer.Option(help="run directory to continue")] = None,
-    budget: Annotated[float | None, typer.Option(min=1, help="seconds; no case is begun that would not fit")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1, help="seconds; after the first, no case begins that would not fit")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="commit to record where there is no .git")] = None,
     another_gpu: Annotated[bool, typer.Option("--another-gpu", help="resume on another device than before")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
     """Measures a suite and prints its tables."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends as Ctrl-C does, resumable
+    directory = None
     try:
         if resume is None:
             plan, machine = _new_plan(suite, only or [], skip or [], where or [], measuring=not dry_run)
@@ -78,15 +84,22 @@ def run(
         if dry_run:
             _print_plan(plan, directory)
             return
+        runs.check_options(plan, _scratch_log())
         if resume is None:
             directory.create(plan)
         outcome = runs.execute(directory, plan, machine, revision, budget)
-    except (UnusableRun, selection.InvalidSelection) as error:
+    except (UnusableRun, selection.InvalidSelection, runs.InvalidOptions) as error:
         fail(str(error))
     except runs.UnfitEnvironment as error:
         fail(str(error), UNFIT)
     except KeyboardInterrupt:
-        fail(f"interrupted; continue with: python -m harness run --resume {directory.path}", INTERRUPTED)
+        begun = directory is not None and directory.path.exists()
+        how = (
+            f"continue with: python -m harness run --resume {directory.path}"
+            if begun and directory
+            else "nothing measured"
+        )
+        fail(f"interrupted; {how}", INTERRUPTED)
     from harness.analysis.report import render, write_report  # noqa: PLC0415  (pandas is for reading only)
 
     write_report(directory.path)
@@ -94,11 +107,16 @@ def run(
     console.print(f"records and report in {directory.path}", soft_wrap=True)
     if outcome.left:
         fail(
-            f"the budget is spent with {len(outcome.left)} cases left; "
+            f"the budget is spent; cases left: {len(outcome.left)}; "
             f"continue with: python -m harness run --resume {directory.path}",
             INTERRUPTED,
         )
     raise typer.Exit(runs.exit_code(directory.records()))
+
+
+def _scratch_log() -> Path:
+    """A log of its own for a worker that belongs to no run; left behind, since an error message may name it."""
+    return Path(tempfile.mkdtemp(prefix="harness-")) / "worker.log"
 
 
 def _default_directory(suite: Suite) -> Path:
@@ -111,10 +129,10 @@ def _new_plan(
     """The plan, and the machine. Where nothing is to be measured, a suite for a GPU can be planned without one."""
     if path is None:
         fail("name a suite file, such as suites/quick.yaml, or continue a run with --resume DIR")
-    suite = read_suite(path)
+    suite = read_suite(path, to_be_run=measuring)
     rows = selection.implementations(suite, only, skip)
     condition = selection.condition(where)
-    machine = runs.environment(Path(tempfile.gettempdir()) / "harness-environment.log")
+    machine = runs.environment(_scratch_log())
     device = runs.choose_device(suite, machine) if measuring or suite.device == "auto" else suite.device
     plan = Plan(
         suite=suite,
@@ -132,7 +150,7 @@ def _resumed_plan(directory: RunDirectory, path: Path | None, another_gpu: bool)
     plan = directory.plan()
     if path is not None and read_suite(path) != plan.suite:
         fail(f"{path} is not the suite that {directory.path} was started with; start a new run, or leave it out")
-    machine = runs.environment(Path(tempfile.gettempdir()) / "harness-environment.log")
+    machine = runs.environment(_scratch_log())
     if plan.device == "cuda" and not machine["cuda_available"]:
         raise runs.UnfitEnvironment(f"{directory.path} was measured on {plan.device_name}; torch sees no GPU here")
     name = runs.device_name(plan.device, machine)
@@ -145,11 +163,13 @@ def _resumed_plan(directory: RunDirectory, path: Path | None, another_gpu: bool)
 
 
 def _print_plan(plan: Plan, directory: RunDirectory) -> None:
-    cases = plan.cases()
+    done = {record.case_id for record in directory.records()}
+    cases = [case for case in plan.cases() if case.id not in done]
     seconds = runs.estimates(plan, cases)
     rows = [(case.id, len(plan.implementations), f"{s:.0f}") for case, s in zip(cases, seconds, strict=True)]
     typer.echo(tabulate(rows, headers=["case", "implementations", "estimated s"], tablefmt="github"))
-    typer.echo(f"\non {plan.device_name}, about {sum(seconds) / 60:.0f} min, into {directory.path}")
+    typer.echo(f"\n{len(cases)} of {len(plan.cases())} cases left, about {sum(seconds) / 60:.1f} min")
+    typer.echo(f"on {plan.device_name}, into {directory.path}")
     typer.echo(f"implementations: {', '.join(plan.implementations)}")
 
 
@@ -178,7 +198,7 @@ def validate(suites: Annotated[list[Path], typer.Argument(help="suite files")]) 
             mistakes += error.mistakes
             continue
         cases, on_cpu = len(suite.cases_on("cuda")), f", {len(suite.cases_on('cpu'))} on a CPU" if suite.on_cpu else ""
-        typer.echo(f"{path}: ok, {cases} cases{on_cpu}, {len(suite.implementations)} implementations")
+        typer.echo(f"{path}: ok; cases: {cases}{on_cpu}; implementations: {len(suite.implementations)}")
     for mistake in mistakes:
         console.print(str(mistake), style="red", soft_wrap=True, markup=False)
     if mistakes:
@@ -190,7 +210,7 @@ def list_everything(
     suite: Annotated[Path | None, typer.Argument(help="list the cells of this suite instead")] = None,
 ) -> None:
     """Lists implementations (and why one is not available) and suites, or the cells of one suite."""
-    log = Path(tempfile.gettempdir()) / "harness-survey.log"
+    log = _scratch_log()
     try:
         if suite is not None:
             plan, _machine = _new_plan(suite, [], [], [], measuring=False)
@@ -203,8 +223,10 @@ def list_everything(
     except WorkerFailure as failure:
         fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", runs.FAILED_CELL)
     known = [(LOWER_BOUND, "yes: computed, not run"), *((n, f"no: {r}" if r else "yes") for n, r in available.items())]
-    typer.echo(tabulate(known, headers=["implementation", "available here"], tablefmt="github"))
+    typer.echo(tabulate(known, headers=["implementation", "installed here"], tablefmt="github"))
     found = [(path, load_suite(path)) for path in sorted(Path("suites").glob("*.yaml"))]
+    if not found:
+        fail(f"no suites/*.yaml in {Path.cwd()}")
     typer.echo("\n" + tabulate([(p, s.description) for p, s in found], headers=["suite", ""], tablefmt="github"))
 
 

@@ -16,6 +16,8 @@ from typing import IO, Any
 from harness.record import Status
 
 _LOG_TAIL_LINES = 3
+_DEATH_S = 5.0  # a process that closed its pipe gets this long to end by itself, for its exit code's sake
+_HEARTBEAT_S = 0.25  # how often to look whether a silent worker still lives: its children may hold the pipe open
 
 
 class WorkerFailure(Exception):
@@ -68,13 +70,16 @@ class Worker:
         """The answer to the last request. Raises WorkerFailure."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._received:
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+            dead = self._process.poll() is not None  # asked before reading, so that its last words are not missed
+            left = deadline - time.monotonic()
+            block = self._answers.read(1 << 16) if self._selector.select(max(0.0, min(left, _HEARTBEAT_S))) else None
+            if block:
+                self._received += block
+            elif dead or block == b"":
+                raise WorkerFailure(Status.CRASHED, self._obituary(what))
+            elif left <= 0:
                 self.kill()
                 raise WorkerFailure(Status.TIMEOUT, f"no answer to '{what}' within {timeout_s:g} s")
-            block = self._answers.read(1 << 16)
-            if not block:
-                raise WorkerFailure(Status.CRASHED, self._obituary(what))
-            self._received += block
         line, _, self._received = self._received.partition(b"\n")
         try:
             answer = json.loads(line)
@@ -97,14 +102,17 @@ class Worker:
             with suppress(BrokenPipeError):  # closing flushes what nobody will read
                 pipe.close()
 
+    close = kill  # so that contextlib.closing ends it
+
     def _last_words(self) -> str:
         return self._log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def _obituary(self, what: str) -> str:
         """How it died, and its last words."""
-        self._process.wait()
-        code = self._process.returncode
+        with suppress(subprocess.TimeoutExpired):  # it may have closed the pipe and live on
+            self._process.wait(_DEATH_S)
         self.kill()
+        code = self._process.returncode
         if code < 0:
             name = signal.Signals(-code).name
             how = f"killed by {name}" + (", which may be the kernel's out-of-memory killer" if code == -9 else "")

@@ -10,15 +10,23 @@ from pathlib import Path
 REVISION_FILE = "REVISION"  # an exported tree without .git says here what it is
 
 
-def revision(root: Path, given: str | None = None) -> tuple[str | None, bool | None]:
+ROOT = Path(__file__).resolve().parents[1]  # of this harness, wherever it is run from
+PACKAGES = ("harness", "implementations", "kernels")
+
+
+def revision(root: Path = ROOT, given: str | None = None) -> tuple[str | None, bool | None]:
     """(commit, dirty) of the tree at `root`: `given` if it is, else what git says, else the REVISION file.
+
+    Dirty is any change of a tracked file, and any untracked one in the packages that are measured.
 
     A trailing "-dirty" in `given` or in the file marks uncommitted changes. (None, None) if nobody knows.
     """
     if given is None and (root / ".git").exists():
         commit = _git(root, "rev-parse", "HEAD")
         if commit is not None:
-            return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+            changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+            untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+            return commit, bool(changed or untracked)
     if given is None and (root / REVISION_FILE).is_file():
         given = (root / REVISION_FILE).read_text().strip()
     if not given:

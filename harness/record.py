@@ -53,7 +53,7 @@ class Times(_Frozen):
     power_w: list[float] = []
     temperature_c: list[int] = []
     throttle_reasons: list[int] = []  # NVML's bits
-    first_call_s: float | None = None  # first forward+backward, with whatever it compiles
+    first_call_s: float | None = None  # the first forward and backward, with whatever they compile
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
 
     @model_validator(mode="after")
@@ -124,7 +124,9 @@ class Record(_Frozen):
     case_id: str
     case: Case
     implementation: str
+    path: str | None = None  # pkg.mod:obj of a suite's own implementation
     options: dict[str, JsonValue] = {}
+    source_sha256: str | None = None  # of the file that implements it, which no commit need know
     status: Status
     reason: str | None = None
     expected: Expectation | None = None

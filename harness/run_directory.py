@@ -53,7 +53,10 @@ class RunDirectory:
             raise UnusableRun(
                 f"{self.path} holds a run already; continue it with --resume {self.path} or give another --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnusableRun(f"run directory {self.path} cannot be created: {error.strerror}") from error
         _write_atomically(self._plan_path, plan.model_dump_json(indent=1, exclude_unset=True) + "\n")
 
     def plan(self) -> Plan:
@@ -63,7 +66,10 @@ class RunDirectory:
         except FileNotFoundError as error:
             raise UnusableRun(f"{self.path} holds no run: {self._plan_path.name} is missing") from error
         except ValidationError as error:
-            raise UnusableRun(f"{self._plan_path} was written by another version of the harness: {error}") from error
+            raise UnusableRun(
+                f"{self._plan_path} is damaged or of another version: {error.error_count()} mistakes, the first: "
+                f"{error.errors()[0]['msg']}"
+            ) from error
 
     def append(self, records: Iterable[Record]) -> None:
         """Adds the records of one case and waits until they are on the disk."""
@@ -75,6 +81,8 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """All records, of this call and earlier ones."""
+        if not self.records_path.exists():
+            return []
         return [Record.model_validate_json(line) for line in self.records_path.read_bytes().splitlines()]
 
     def complete_cases(self, plan: Plan) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,10 @@ _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
 
 class UnfitEnvironment(Exception):
     """This machine cannot measure what was asked for; one clear sentence."""
+
+
+class InvalidOptions(Exception):
+    """Options of a row that its implementation refuses; one clear sentence."""
 
 
 @dataclass
@@ -58,20 +62,44 @@ def available(log: Path) -> dict[str, str | None]:
 
 
 def cells(plan: Plan, log: Path) -> list[tuple[Case, str, str | None]]:
-    """Every cell of the plan with None, or the reason why it will not run. Raises WorkerFailure."""
+    """Every cell of the plan with None, or the reason why it will not run."""
+    cases = plan.cases()
+    reasons: dict[str, list[str | None]] = {LOWER_BOUND: [None] * len(cases)}
     worker = Worker(log)
-    rows = [row for row in chosen(plan) if row.name != LOWER_BOUND]
     try:
-        asked = [
-            (row.path or REGISTRY[row.name], row.options, case.model_dump(mode="json"))
-            for case in plan.cases()
-            for row in rows
-        ]
-        answer = worker.request("supported", _SURVEY_TIMEOUT_S, cells=asked, device=plan.device)
+        for row in chosen(plan):
+            if row.name != LOWER_BOUND:
+                try:
+                    reasons[row.name] = worker.request(
+                        "supported", _SURVEY_TIMEOUT_S, **_asked(row, cases, plan.device)
+                    )["reasons"]
+                except WorkerFailure as failure:  # this row would fail; the next gets a fresh worker
+                    reasons[row.name] = [failure.reason] * len(cases)
+                    worker = Worker(log)
     finally:
         worker.kill()
-    named = [(case, row.name) for case in plan.cases() for row in rows]
-    return [(case, name, reason) for (case, name), reason in zip(named, answer["reasons"], strict=True)]
+    return [(case, row.name, reasons[row.name][k]) for k, case in enumerate(cases) for row in chosen(plan)]
+
+
+def _asked(row: SuiteImplementation, cases: Sequence[Case], device: str) -> dict[str, Any]:
+    return {
+        "path": row.path or REGISTRY[row.name],
+        "options": row.options,
+        "cases": [case.model_dump(mode="json") for case in cases],
+        "device": device,
+    }
+
+
+def check_options(plan: Plan, log: Path) -> None:
+    """Raises InvalidOptions if a row's options are not those of its implementation: better now than after an hour."""
+    for row in chosen(plan):
+        if row.options and row.name != LOWER_BOUND:
+            worker = Worker(log)
+            path = row.path or REGISTRY[row.name]
+            with closing(worker), suppress(WorkerFailure):  # whatever else is wrong with it, its row will say
+                answer = worker.request("options_mistake", _SURVEY_TIMEOUT_S, path=path, options=row.options)
+                if answer["mistake"] is not None:
+                    raise InvalidOptions(f"implementation '{row.name}': {answer['mistake']}")
 
 
 def choose_device(suite: Suite, machine: dict[str, Any]) -> Literal["cuda", "cpu"]:
@@ -116,7 +144,7 @@ def execute(
     done = directory.complete_cases(plan)
     cases = plan.cases()
     todo = [case for case in cases if case.id not in done]
-    commit, dirty = provenance.revision(Path.cwd(), revision)
+    commit, dirty = provenance.revision(given=revision)
     runner = CaseRunner(
         suite=plan.suite,
         device=plan.device,

@@ -83,11 +83,14 @@ class CaseRunner:
     def run(self, case: Case, notice: Notice) -> list[Record]:
         """One record per implementation, in the suite's order."""
         measured = [i for i in self.implementations if i.name != LOWER_BOUND]
-        records = {
-            record.implementation: record
-            for group in self._groups(case, measured)
-            for record in self._run_group(case, group, notice)
-        }
+        records: dict[str, Record] = {}
+        for group in self._groups(case, measured):
+            found = self._run_group(case, group, notice)
+            for position, implementation in enumerate(group):
+                if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and len(group) > 1:
+                    notice(implementation.name, "again, alone")  # the workers beside it held memory too
+                    found[position] = self._run_group(case, [implementation], notice)[0]
+            records |= {record.implementation: record for record in found}
         for implementation in self.implementations:
             if implementation.name == LOWER_BOUND:
                 records[LOWER_BOUND] = self._lower_bound(case)
@@ -166,9 +169,10 @@ class CaseRunner:
         measurement = self.suite.measurement_on(self.device)
         order = random.Random(f"{self.suite.seed} {case.id}")
         timed = [row for row in rows if row.active and not row.opened["interpreted"]]
-        round_number = 0
-        while any(row.active for row in timed):
-            players = [referee, *timed]
+        round_number, wide = 0, timed
+        while any(row.active for row in wide):
+            # beyond the minimum only those play on whose median is not settled, with the rows all are compared to
+            players = [referee, *(r for r in timed if r in wide or r.implementation.name == self.suite.reference)]
             order.shuffle(players)
             for row in players:
                 if not row.active:
@@ -182,10 +186,12 @@ class CaseRunner:
             round_number += 1
             if round_number < measurement.minimum_rounds:
                 continue
-            narrow = all(
-                relative_width(row.samples["fwd_bwd_ms"]) <= measurement.target_interval for row in timed if row.active
-            )
-            if narrow or time.monotonic() - begin > measurement.case_budget_s:
+            wide = [
+                row
+                for row in timed
+                if row.active and relative_width(row.samples["fwd_bwd_ms"]) > measurement.target_interval
+            ]
+            if time.monotonic() - begin > measurement.case_budget_s:
                 break
 
     def _judge(self, rows: list[Row], referee: Row, notice: Notice) -> None:
@@ -243,6 +249,7 @@ class CaseRunner:
             gemm_ms=referee.samples.get("gemm_ms", []),
             input_statistics=statistics or {},
             input_checksum=referee.opened.get("input_checksum"),
+            source_sha256=row.opened.get("source_sha256"),
             duration_s=round(row.seconds, 3),
         )
 
@@ -265,6 +272,7 @@ class CaseRunner:
             case_id=case.id,
             case=case,
             implementation=implementation.name,
+            path=implementation.path,
             options=implementation.options,
             expected=self.suite.expectation(implementation.name, case),
             reference=self.suite.reference,

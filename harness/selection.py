@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from harness.suite import Suite, Where
-from harness.yaml_source import nearest
+from harness.yaml_source import Source, mistakes_of, nearest
 
 
 class InvalidSelection(ValueError):
@@ -21,8 +21,9 @@ def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> l
     for option, given in (("--only", only), ("--skip", skip)):
         for name in given:
             if name not in names:
+                hint = f"; repeat {option} for each" if "," in name else nearest(name, names)
                 raise InvalidSelection(
-                    f"{option} {name}: suite '{suite.name}' has no such implementation{nearest(name, names)} "
+                    f"{option} {name}: suite '{suite.name}' has no such implementation{hint} "
                     f"(it has: {', '.join(names)})"
                 )
     kept = [name for name in names if (not only or name in only) and name not in skip]
@@ -34,17 +35,30 @@ def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> l
 def condition(expressions: Sequence[str]) -> Where:
     """The condition that `KEY=VALUE[|VALUE...]` expressions say together. Raises InvalidSelection."""
     keys = list(Where.model_fields)
-    values: dict[str, list[object]] = {}
+    values: dict[str, object] = {}
     for expression in expressions:
         key, separator, alternatives = expression.partition("=")
         if not separator or key not in keys:
             raise InvalidSelection(
                 f"--where {expression}: must be KEY=VALUE or KEY=VALUE|VALUE with a KEY of {', '.join(keys)}"
-                f"{nearest(key, keys)}"
+                f"{nearest(key, keys) if key not in keys else ''}"
             )
-        values[key] = [None if v in ("none", "null") else yaml.safe_load(v) for v in alternatives.split("|")]
+        if key in values:
+            raise InvalidSelection(f"--where {expression}: {key} is given twice; put | between its values")
+        values[key] = [_value(expression, text.strip()) for text in alternatives.split("|")]
     try:
         return Where.model_validate(values)
     except ValidationError as error:
-        details = "; ".join(f"{d['loc'][0]}: {d['msg']}, not {d.get('input')!r}" for d in error.errors())
-        raise InvalidSelection(f"--where: {details}") from error
+        mistakes = mistakes_of(error, Source("--where", values), Where)
+        raise InvalidSelection("; ".join(f"--where {m.message}" for m in mistakes)) from error
+
+
+def _value(expression: str, text: str) -> object:
+    if not text:
+        raise InvalidSelection(
+            f"--where {expression}: needs a value{' on both sides of |' if '|' in expression else ''}"
+        )
+    try:
+        return None if text == "none" else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidSelection(f"--where {expression}: {text!r} is no YAML value") from error

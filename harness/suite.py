@@ -1,20 +1,29 @@
 """A suite: which implementations are measured on which cases, how, and what is expected. Data, read from YAML.
 
-`load_suite` is the only way in; it reports every mistake of the file at once (`InvalidFile`). docs/suites.md explains
-the keys.
+`harness.suite_file.load_suite` reads it. Checks that need several keys are validators of the last of them, not of the
+model: those would wait for every other key to be right. docs/suites.md explains the keys.
 """
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+import re
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from harness.case import Case, DType, Inputs, Reduction
+from harness.case import DATA, Case, DType, Inputs, Reduction
 from harness.record import Expectation, Status
-from harness.yaml_source import InvalidFile, Mistake, Source, mistakes_of, nearest, read_yaml
+from harness.yaml_source import nearest
 from implementations.registry import LOWER_BOUND, known_names
 
 MINIMUM_SAMPLES = 20  # below this a median's 95 % interval is most of the range; fewer are never reported
@@ -28,16 +37,27 @@ ExpectedStatus = Literal[
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
 T = TypeVar("T")
-OneOrMore: TypeAlias = Annotated[list[T], BeforeValidator(_as_list), Field(min_length=1)]
+OneOrMore: TypeAlias = Annotated[list[T], BeforeValidator(as_list), Field(min_length=1)]
+
+
+def _spelt(pattern: str, words: str) -> AfterValidator:
+    """Strings of a form that is explained in words: a regular expression is no message."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} should be {words}")
+        return value
+
+    return AfterValidator(check)
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = DATA
 
 
 class Grid(_Model):
@@ -59,6 +79,22 @@ class Grid(_Model):
         return [Case(**dict(zip(axes, values, strict=True)), seed=seed) for values in itertools.product(*axes.values())]
 
 
+class InputsCondition(Inputs):
+    """A condition on inputs: those of the kind, whatever their parameters, or with exactly the parameters given."""
+
+    @field_validator("path")
+    @classmethod
+    def _file_has_a_path(cls, value: str | None, _info: ValidationInfo) -> str | None:
+        return value  # in place of the check of Inputs: any file will do
+
+    def matches(self, inputs: Inputs) -> bool:
+        return (
+            self.kind == inputs.kind
+            and self.path in (None, inputs.path)
+            and self.std in (None, inputs.parameters.get("std"))
+        )
+
+
 class Where(_Model):
     """A condition on cases: every key given must match one of its values. No key matches every case."""
 
@@ -71,18 +107,28 @@ class Where(_Model):
     ignored_fraction: OneOrMore[float] | None = None
     reduction: OneOrMore[Reduction] | None = None
     linear_bias: OneOrMore[bool] | None = None
-    inputs: OneOrMore[Inputs] | None = None
+    inputs: OneOrMore[InputsCondition] | None = None
 
     def matches(self, case: Case) -> bool:
         # model_fields_set, not "is None": `softcap: null` is a condition, a missing softcap is none
-        return all(getattr(case, name) in (getattr(self, name) or [None]) for name in self.model_fields_set)
+        return all(
+            any(
+                wanted.matches(case.inputs) if isinstance(wanted, InputsCondition) else wanted == getattr(case, name)
+                for wanted in getattr(self, name) or [None]
+            )
+            for name in self.model_fields_set
+        )
 
 
 class SuiteImplementation(_Model):
     """A row: a name of the registry, or one's own name with `path: pkg.mod:obj`. In YAML a bare string is a name."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    path: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    name: Annotated[
+        str, _spelt(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, ., - and _, beginning with a letter or digit")
+    ]
+    path: Annotated[str, _spelt(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "pkg.mod:obj")] | None = Field(
+        default=None, validate_default=True
+    )
     options: dict[str, JsonValue] = {}
 
     @model_validator(mode="before")
@@ -90,17 +136,27 @@ class SuiteImplementation(_Model):
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _has_an_origin(self) -> SuiteImplementation:
-        if self.path is None and self.name not in known_names():
-            hint = nearest(self.name, known_names())
+    @field_validator("path")
+    @classmethod
+    def _has_an_origin(cls, path: str | None, info: ValidationInfo) -> str | None:
+        name, known = info.data.get("name"), known_names()
+        if name is not None and path is None and name not in known:
             raise ValueError(
-                f"no implementation is called '{self.name}'{hint} (known: {', '.join(known_names())}); "
+                f"no implementation is called '{name}'{nearest(name, known)} (known: {', '.join(known)}); "
                 "an implementation of your own needs path: pkg.mod:obj"
             )
-        if self.path is not None and self.name in known_names():
-            raise ValueError(f"'{self.name}' is the registry's; give your own implementation another name")
-        return self
+        if path is not None and name in known:
+            raise ValueError(f"'{name}' is the registry's; give your own implementation another name")
+        return path
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_something_that_runs(
+        cls, options: dict[str, JsonValue], info: ValidationInfo
+    ) -> dict[str, JsonValue]:
+        if options and info.data.get("name") == LOWER_BOUND:  # the others' options are known to their libraries alone
+            raise ValueError(f"{LOWER_BOUND} runs nothing and has no options")
+        return options
 
 
 class Measurement(_Model):
@@ -108,22 +164,26 @@ class Measurement(_Model):
 
     phases: Annotated[list[Phase], Field(min_length=1)] = list(PHASES)
     minimum_rounds: Annotated[int, Field(ge=1)] = 10
-    samples_per_turn: Annotated[int, Field(ge=1)] = 2
+    samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
     target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the median's 95 % interval / median
     case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when a case has taken this
 
-    @model_validator(mode="after")
-    def _enough_samples(self) -> Measurement:
-        if "agreement" not in self.phases:
+    @field_validator("phases")
+    @classmethod
+    def _agreement_is_not_optional(cls, phases: list[Phase]) -> list[Phase]:
+        if "agreement" not in phases:
+            raise ValueError("must include agreement: a number of something that computes another loss is no number")
+        return phases
+
+    @field_validator("samples_per_turn")
+    @classmethod
+    def _enough_samples(cls, samples: int, info: ValidationInfo) -> int:
+        rounds = info.data.get("minimum_rounds", MINIMUM_SAMPLES)  # absent if it is wrong itself
+        if "time" in info.data.get("phases", []) and rounds * samples < MINIMUM_SAMPLES:
             raise ValueError(
-                "phases must include agreement: a number of something that computes another loss is no number"
+                f"minimum_rounds * samples_per_turn must be at least {MINIMUM_SAMPLES}, given {rounds} * {samples}"
             )
-        if "time" in self.phases and self.minimum_rounds * self.samples_per_turn < MINIMUM_SAMPLES:
-            raise ValueError(
-                f"minimum_rounds * samples_per_turn must be at least {MINIMUM_SAMPLES}, "
-                f"given {self.minimum_rounds} * {self.samples_per_turn}"
-            )
-        return self
+        return samples
 
 
 class Limits(_Model):
@@ -153,7 +213,7 @@ class OnCpu(_Model):
 class Suite(_Model):
     """A validated suite file."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, _spelt(r"[a-z0-9][a-z0-9-]*", "lower case letters, digits and dashes")]
     description: Annotated[str, Field(min_length=1)]
     device: Device = "cuda"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -168,10 +228,20 @@ class Suite(_Model):
     max_excess: Annotated[float, Field(gt=1)] = 4.0
     expectations: list[Expected] = []
 
+    @property
+    def devices(self) -> list[Literal["cuda", "cpu"]]:
+        """What a run of the suite may be on."""
+        return ["cuda", "cpu"] if self.device == "auto" else [self.device]
+
+    def drawn_on(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+        """The grid's cases and the listed ones, without regard to `exclude`."""
+        source: Suite | OnCpu = self.on_cpu if device == "cpu" and self.on_cpu else self
+        listed = [c if "seed" in c.model_fields_set else c.model_copy(update={"seed": self.seed}) for c in source.cases]
+        return [*(source.grid.cases(self.seed) if source.grid else []), *listed]
+
     def cases_on(self, device: Literal["cuda", "cpu"]) -> list[Case]:
         """The cases of a run on `device`, in order, without duplicates and excluded ones."""
-        source: Suite | OnCpu = self.on_cpu if device == "cpu" and self.on_cpu else self
-        drawn = [*(source.grid.cases(self.seed) if source.grid else []), *source.cases]
+        drawn = self.drawn_on(device)
         unique = {case.id: case for case in drawn if not any(where.matches(case) for where in self.exclude)}
         return list(unique.values())
 
@@ -186,51 +256,3 @@ class Suite(_Model):
                 status = list(Status) if "any" in expected.status else [Status(s) for s in expected.status]
                 return Expectation(status=status, reason=expected.reason)
         return None
-
-
-def load_suite(path: Path) -> Suite:
-    """The suite in `path`. Raises InvalidFile with every mistake in it, each with its line."""
-    source = read_yaml(path)
-    try:
-        suite = Suite.model_validate(source.data)
-    except ValidationError as error:
-        raise InvalidFile([*mistakes_of(error, source, Suite), *_cross_checks(source)]) from error
-    mistakes = list(_cross_checks(source))
-    if not suite.cases_on("cuda"):
-        mistakes.append(source.mistake(("grid",), "no case is left: give a grid or cases, and exclude fewer of them"))
-    elif suite.device == "auto" and not suite.cases_on("cpu"):
-        mistakes.append(source.mistake(("on_cpu",), "on_cpu: no case is left: give it a grid or cases"))
-    if suite.on_cpu and suite.device != "auto":
-        mistakes.append(
-            source.mistake(("on_cpu",), f"on_cpu has no effect with device: {suite.device}; use device: auto")
-        )
-    if mistakes:
-        raise InvalidFile(mistakes)
-    return suite
-
-
-def _cross_checks(source: Source) -> list[Mistake]:
-    """Names that must agree with each other; read from the raw data, to be reported beside other mistakes."""
-    rows = source.data.get("implementations")
-    named = [row.get("name") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
-    names = [name for name in named if isinstance(name, str)]
-    mistakes = [
-        source.mistake(("implementations", position), f"implementations.{position}: '{name}' is listed twice")
-        for position, name in enumerate(named)
-        if name in named[:position]
-    ]
-    reference = source.data.get("reference", "baseline")
-    if names and (reference not in names or reference == LOWER_BOUND):
-        why = "runs nothing" if reference == LOWER_BOUND else "is not among the implementations"
-        mistakes.append(
-            source.mistake(("reference",), f"reference: '{reference}' {why}{nearest(str(reference), names)}")
-        )
-    expectations = source.data.get("expectations")
-    for position, expected in enumerate(expectations if isinstance(expectations, list) else []):
-        wanted = expected.get("implementation") if isinstance(expected, dict) else None
-        for name in _as_list(wanted) if names and wanted else []:
-            if name not in names:
-                where = ("expectations", position, "implementation")
-                message = f"expectations.{position}.implementation: '{name}' is not among the implementations"
-                mistakes.append(source.mistake(where, message + nearest(str(name), names)))
-    return mistakes

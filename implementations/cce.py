@@ -1,13 +1,13 @@
-"""`cce`, `cce_no_filter`, `cce_no_sort`: Apple's Cut Cross-Entropy (arXiv:2411.09009).
+"""`cce`, `cce_no_filter`, `cce_no_sort`, `cce_exact`: Apple's Cut Cross-Entropy (arXiv:2411.09009).
 
-Library: cut-cross-entropy 25.1.1 from PyPI, `linear_cross_entropy(..., impl="cce")`.
+Library: cut-cross-entropy 25.1.1 from PyPI, `linear_cross_entropy(..., impl="cce")`. The repository is ahead of
+PyPI: its `impl="cce_exact"` filters nothing and accumulates in fp32. `cce_exact` is that, unavailable with 25.1.1.
 
 The forward computes log-sum-exp and target logit without storing logits; the backward recomputes the logits in blocks
 of 128 x 128 and adds each block's products to the gradients, under locks. With a filter it skips every block whose
 logit gradients, before the upstream gradient, are all below `filter_eps`, and it orders the vocabulary by average
 logit, so that negligible entries share blocks. `cce` is the library's default ("high": the dtype's eps / 32, 2^-12 in
 bf16); `cce_no_filter` computes every block. Sorting has no switch of its own: `cce_no_sort` refuses, with this reason.
-25.1.1 has no switch for fp32 accumulation of gradients and no "exact" preset either.
 
 Supports: softcap, ignored rows, all reductions, bf16 and fp16, on CUDA alone (libdevice calls, which the interpreter
 lacks). Refuses label smoothing and bias, which it does not have; fp32, which its backward asserts against; a mean of
@@ -25,6 +25,8 @@ Option of `cce`: `filter_eps`, a positive number, "high" or "auto" (in 25.1.1 th
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -66,7 +68,10 @@ def build(filter_eps: float | str | None = "high") -> LossFunction:
     from cut_cross_entropy import linear_cross_entropy
 
     threshold = float(cast(float, filter_eps)) if is_number else filter_eps  # the library matches float, not int
+    return _loss_of(partial(linear_cross_entropy, filter_eps=threshold, impl="cce"))
 
+
+def _loss_of(linear_cross_entropy: Callable[..., Tensor]) -> LossFunction:
     def loss(
         input: Tensor,  # (N, D)
         linear_weight: Tensor,  # (V, D)
@@ -78,17 +83,9 @@ def build(filter_eps: float | str | None = "high") -> LossFunction:
         softcap: float | None,
         reduction: Reduction,
     ) -> Tensor:
-        value = linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            reduction=reduction,
-            filter_eps=threshold,
-            impl="cce",
+        return linear_cross_entropy(
+            input, linear_weight, target, ignore_index=ignore_index, softcap=softcap, reduction=reduction
         )
-        return cast(Tensor, value)
 
     return loss
 
@@ -97,12 +94,22 @@ def _build_no_filter() -> LossFunction:
     return build(None)
 
 
+def _build_exact() -> LossFunction:
+    from cut_cross_entropy import linear_cross_entropy
+
+    if "accum_e_fp32" not in inspect.signature(linear_cross_entropy).parameters:
+        raise ImportError('this cut-cross-entropy has no impl="cce_exact"; its repository has')
+    return _loss_of(partial(linear_cross_entropy, impl="cce_exact"))
+
+
 def _build_no_sort() -> LossFunction:
     raise ImportError(NO_SORT)  # what a library that lacks the function comes to: unavailable
 
 
+REPOSITORY = "cut-cross-entropy @ git+https://github.com/apple/ml-cross-entropy.git"
 _cce = partial(Implementation, uses_triton=True)
 
 cce = _cce(build=build, supports=supports, requires=REQUIRES, skips_work=True)
 cce_no_filter = _cce(build=_build_no_filter, supports=supports, requires=REQUIRES)
+cce_exact = _cce(build=_build_exact, supports=supports, requires=REPOSITORY)
 cce_no_sort = _cce(build=_build_no_sort, supports=refuses_everything, skips_work=True)  # no pip line provides it

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,8 @@ class Implementation:
         option is a TypeError or ValueError that names it.
     supports: (case, device) -> None if the case can be computed as the contract says, else the reason why not.
     requires: the pip requirement that provides the library, such as "liger-kernel==0.8.5"; None if torch is enough.
-    grads_in_forward: the forward already computes the gradients, so its split columns do not compare with others'.
+    grads_in_forward: whether the forward of a case already computes the gradients, so that its split columns do not
+        compare with others'; a function of the case where it depends on it.
     uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
     skips_work: it may leave out part of the arithmetic (a filter), so a time below a physical floor is not impossible.
     """
@@ -87,7 +88,7 @@ class Implementation:
     build: Callable[..., LossFunction]
     supports: Callable[[Case, DeviceType], str | None] = supports_everything
     requires: str | None = None
-    grads_in_forward: bool = False
+    grads_in_forward: bool | Callable[[Case], bool] = False
     uses_triton: bool = False
     skips_work: bool = False
 
@@ -97,7 +98,11 @@ def as_implementation(candidate: Any) -> Implementation:
     if isinstance(candidate, Implementation):
         return candidate
     if callable(candidate):
-        return Implementation(build=lambda: candidate)
+
+        def build() -> LossFunction:  # a plain function has no options
+            return cast("LossFunction", candidate)
+
+        return Implementation(build=build)
     raise TypeError(
         f"an implementation is an Implementation or a callable with its signature, not {type(candidate).__name__}"
     )

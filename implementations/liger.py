@@ -1,7 +1,9 @@
-"""`liger`, `liger_fp32_accum`: Liger Kernel's fused linear cross-entropy, its Triton implementation.
+"""`liger`, `liger_fp32_accum`, `liger_cutedsl`: Liger Kernel's fused linear cross-entropy.
 
-Library: liger-kernel 0.8.5, `LigerFusedLinearCrossEntropyFunction`. It is imported from its own module: the names in
-`liger_kernel.ops` and `liger_kernel.transformers` are exchanged for other kernels by the variable LIGER_KERNEL_IMPL.
+Library: liger-kernel 0.8.5, `LigerFusedLinearCrossEntropyFunction`. The first two are its Triton implementation, taken
+from its own module: the names in `liger_kernel.ops` and `liger_kernel.transformers` are exchanged for other kernels by
+the variable LIGER_KERNEL_IMPL. `liger_cutedsl` sets it to "cutedsl", as Liger's documentation says, for the kernels in
+CUTLASS's Python DSL (Hopper and newer; its own fused loss for SM90), which need nvidia-cutlass-dsl.
 
 The forward takes the tokens in chunks whose logits are about as large as `input`, turns the logits into their gradient
 in place and multiplies it out; the backward only scales by the upstream gradient. So the forward carries nearly all the
@@ -22,6 +24,7 @@ rounding error, for the interpreter cuts bf16 off instead of rounding it.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import cast
 
@@ -39,6 +42,15 @@ def supports(case: Case, device: DeviceType) -> str | None:
     return None
 
 
+def supports_cutedsl(case: Case, device: DeviceType) -> str | None:  # noqa: ARG001 - the same for every case
+    return None if device == "cuda" else "Liger's CuTe DSL kernels need a GPU"
+
+
+def in_forward(case: Case) -> bool:
+    """For reduction none the backward computes the chunks a second time."""
+    return case.reduction != "none"
+
+
 def build(accum_dtype: torch.dtype | None) -> LossFunction:
     """`accum_dtype` is that of the weight gradients' sum over chunks, None the inputs' own.
 
@@ -46,6 +58,10 @@ def build(accum_dtype: torch.dtype | None) -> LossFunction:
     """
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
+    return _loss_of(LigerFusedLinearCrossEntropyFunction, accum_dtype)
+
+
+def _loss_of(function: type[torch.autograd.Function], accum_dtype: torch.dtype | None) -> LossFunction:
     def loss(
         input: Tensor,  # (N, D)
         linear_weight: Tensor,  # (V, D)
@@ -60,7 +76,7 @@ def build(accum_dtype: torch.dtype | None) -> LossFunction:
         # Liger asks `input.requires_grad` alone, so under no_grad it would compute gradients that nobody can take.
         # Hidden states of a model run under no_grad do not require any; a leaf of this harness does.
         hidden = input if torch.is_grad_enabled() else input.detach()
-        outputs = LigerFusedLinearCrossEntropyFunction.apply(
+        outputs = function.apply(  # type: ignore[no-untyped-call]
             hidden,
             linear_weight,
             target,
@@ -79,6 +95,15 @@ def build(accum_dtype: torch.dtype | None) -> LossFunction:
     return loss
 
 
+def _build_cutedsl() -> LossFunction:
+    import cutlass.cute  # noqa: F401 - missing, it makes the row unavailable here and not in the midst of a call
+
+    os.environ["LIGER_KERNEL_IMPL"] = "cutedsl"  # read once, when liger_kernel.ops is imported
+    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+
+    return _loss_of(LigerFusedLinearCrossEntropyFunction, None)
+
+
 def _build_plain() -> LossFunction:
     return build(None)
 
@@ -87,7 +112,13 @@ def _build_fp32_accum() -> LossFunction:
     return build(torch.float32)
 
 
-_liger = partial(Implementation, supports=supports, requires=REQUIRES, grads_in_forward=True, uses_triton=True)
+_liger = partial(Implementation, supports=supports, requires=REQUIRES, grads_in_forward=in_forward, uses_triton=True)
 
+liger_cutedsl = Implementation(
+    build=_build_cutedsl,
+    supports=supports_cutedsl,
+    requires="liger-kernel[cutedsl]==0.8.5",
+    grads_in_forward=in_forward,
+)
 liger = _liger(build=_build_plain)
 liger_fp32_accum = _liger(build=_build_fp32_accum)

@@ -16,12 +16,15 @@ REGISTRY: dict[str, str] = {
     "baseline": "implementations.baseline:baseline",
     "torch-compile": "implementations.torch_compile:torch_compile",
     "torchtune-chunked": "implementations.torchtune:torchtune_chunked",
+    "torchtune-chunked-compiled": "implementations.torchtune:torchtune_chunked_compiled",
     "torch-linear-cross-entropy": "implementations.torch_linear:torch_linear_cross_entropy",
     "liger": "implementations.liger:liger",
     "liger-fp32-accum": "implementations.liger:liger_fp32_accum",
+    "liger-cutedsl": "implementations.liger:liger_cutedsl",
     "cce": "implementations.cce:cce",
     "cce-no-sort": "implementations.cce:cce_no_sort",
     "cce-no-filter": "implementations.cce:cce_no_filter",
+    "cce-exact": "implementations.cce:cce_exact",
 }
 
 

@@ -35,6 +35,11 @@ def supports(case: Case, device: DeviceType) -> str | None:  # noqa: ARG001 - th
     return None
 
 
+def chunked_in_forward(case: Case) -> bool:
+    """With smoothing nothing is chunked, and for reduction none the backward computes the chunks again."""
+    return not case.label_smoothing and case.reduction != "none"
+
+
 def build(
     acc_policy: str = "auto", chunking_method: str | None = "auto", batch_chunk_size: int | None = None
 ) -> LossFunction:
@@ -73,5 +78,5 @@ def build(
 
 
 torch_linear_cross_entropy = Implementation(
-    build=build, supports=supports, requires="torch>=2.13", grads_in_forward=True
+    build=build, supports=supports, requires="torch>=2.13", grads_in_forward=chunked_in_forward
 )

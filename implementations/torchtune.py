@@ -1,4 +1,4 @@
-"""`torchtune_chunked`: torchtune's `CEWithChunkedOutputLoss` on logits that are computed chunk by chunk.
+"""`torchtune_chunked`, `torchtune_chunked_compiled`: torchtune's `CEWithChunkedOutputLoss`.
 
 Library: torchtune 0.6.1 (`torchtune.modules.loss`). Importing it needs torchao, which it does not declare and whose
 releases after 0.13.0 lack what 0.6.1 imports: `pip install torchtune==0.6.1 torchao==0.13.0`.
@@ -10,8 +10,10 @@ chunks are alive at once: the logits exist in full in the inputs' dtype, only th
 Supports: softcap, bias, ignored rows, every dtype. Refuses label smoothing and every reduction but the mean, which the
 class does not have. The loss is fp32; with every row ignored it is nan, with zero gradients, as in torch.
 
-Options: `chunks` (8, as torchtune's recipes use it) and `compile` (false): compile the per-chunk upcast and loss, which
-torchtune's recipes do when they are told to compile.
+The class's documentation recommends to compile its method `compute_cross_entropy`, so that upcast and loss of a chunk
+become one kernel; `torchtune_chunked_compiled` does. The paper's Table 3 has the figures of the uncompiled one.
+
+Options: `chunks` (8, as torchtune's recipes use it).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def supports(case: Case, device: DeviceType) -> str | None:  # noqa: ARG001 - th
     return None
 
 
-def build(chunks: int = 8, compile: bool = False) -> LossFunction:
+def _build(compile: bool, chunks: int = 8) -> LossFunction:
     """Raises ModuleNotFoundError without torchtune, ImportError without torchao, ValueError if `chunks` is below 1."""
     if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
         raise ValueError(f"chunks is a number of chunks, 1 or more, not {chunks!r}")
@@ -64,8 +66,14 @@ def build(chunks: int = 8, compile: bool = False) -> LossFunction:
     return loss
 
 
-torchtune_chunked = Implementation(
-    build=build,
-    supports=supports,
-    requires="torchtune==0.6.1",
-)
+def build(chunks: int = 8) -> LossFunction:
+    return _build(False, chunks)
+
+
+def build_compiled(chunks: int = 8) -> LossFunction:
+    torch.compiler.reset()  # as in torch_compile.py
+    return _build(True, chunks)
+
+
+torchtune_chunked = Implementation(build=build, supports=supports, requires="torchtune==0.6.1")
+torchtune_chunked_compiled = Implementation(build=build_compiled, supports=supports, requires="torchtune==0.6.1")

@@ -34,6 +34,16 @@ def ratio(value: float | None) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
+def seconds(value: float) -> str:
+    """Seconds, to tell a compilation from a call: 21 s, 1.3 s, 0.04 s."""
+    return f"{value:.0f} s" if value >= 9.95 else f"{value:.1f} s" if value >= 0.95 else f"{value:.1g} s"
+
+
+def percent(value: float) -> str:
+    """A fraction in percent: 3.61 %, 20 %."""
+    return f"{100 * value:.3g} %"
+
+
 def error(value: float | None) -> str:
     """A fraction: 3.7e-03; an exact 0 is 0."""
     if value is None:

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from harness.analysis.footnotes import status_words
 from harness.analysis.formats import counted
+from harness.analysis.gpu_state import gpu_state
 from harness.record import Provenance, Record, Status
 
 _UNLESS_NAMED = (
@@ -19,14 +20,17 @@ _UNLESS_NAMED = (
 _FIRST = ("torch", "triton", "cuda", "driver", "python")  # the versions that explain most; other packages follow
 
 
-def heading(records: Sequence[Record]) -> list[str]:
-    """The report's first lines. A run that was resumed elsewhere or later lists every environment it ran in."""
+def heading(records: Sequence[Record], coverage: Sequence[str] = ()) -> list[str]:
+    """The report's first lines. A run that was resumed elsewhere or later lists every environment it ran in.
+
+    `coverage` is what is known of cases and rows without a record.
+    """
     origins = [record.provenance for record in records]
     devices = " and ".join(dict.fromkeys(origin.device_name for origin in origins))
     lines = [f"# {records[0].suite} on {devices}", ""]
     lines += [f"- {line}" for line in dict.fromkeys(f"measured {_when(o)}, {_commit(o)}" for o in origins)]
     lines += [f"- {line}" for line in dict.fromkeys(_versions(origin) for origin in origins) if line]
-    lines += [f"- {line}" for line in _counts(records)]
+    lines += [f"- {line}" for line in (*gpu_state(records), *_counts(records), *coverage)]
     return [*lines, "", _UNLESS_NAMED]
 
 

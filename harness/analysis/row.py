@@ -12,6 +12,7 @@ from statistics import median
 from pydantic import JsonValue
 
 from harness.cost import gemm_flop
+from harness.interval import relative_width
 from harness.record import Agreement, Memory, Record, Times
 
 
@@ -38,6 +39,7 @@ class Row:
     dtype: str
     linear_bias: bool
     seed: int
+    path: str | None  # pkg.mod:obj of a suite's own implementation
     options: dict[str, JsonValue]
     reference: str  # the row that the suite compares others with
     analytic: bool
@@ -48,7 +50,8 @@ class Row:
     fwd_ms: float | None
     bwd_ms: float | None
     fwd_bwd_ms: float | None
-    fwd_bwd_gemms: float | None
+    fwd_bwd_interval: float | None  # width of the median's 95 % interval / median
+    fwd_bwd_gemms: float | None  # None on a CPU too, whose times are noise
     gemm_ms: float | None
     gemm_tflops: float | None
     samples: int
@@ -72,6 +75,7 @@ class Row:
     sampled_rows: int | None
     first_call_s: float | None
     settle_s: float | None
+    source_sha256: str | None  # of the file that implements it
     commit: str | None
     started: str
     device: str
@@ -80,6 +84,7 @@ class Row:
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
 INTEGER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("int"))
+BOOLEAN_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type) == "bool")
 FLOAT_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("float"))
 NESTED_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("dict"))
 
@@ -89,6 +94,7 @@ def to_row(record: Record) -> Row:
     case, times = record.case, record.times or Times()
     gemm_ms, fwd_bwd_ms = median_of(record.gemm_ms), median_of(times.fwd_bwd_ms)
     peak = _memory(record.memory, "fwd_bwd_peak_bytes")
+    on_cpu = record.provenance.device == "cpu"
     return Row(
         suite=record.suite,
         case=record.case_id,
@@ -109,6 +115,7 @@ def to_row(record: Record) -> Row:
         dtype=case.dtype,
         linear_bias=case.linear_bias,
         seed=case.seed,
+        path=record.path,
         options=record.options,
         reference=record.reference,
         analytic=record.analytic,
@@ -119,7 +126,8 @@ def to_row(record: Record) -> Row:
         fwd_ms=median_of(times.fwd_ms),
         bwd_ms=median_of(times.bwd_ms),
         fwd_bwd_ms=fwd_bwd_ms,
-        fwd_bwd_gemms=fwd_bwd_ms / gemm_ms if fwd_bwd_ms is not None and gemm_ms else None,
+        fwd_bwd_interval=relative_width(times.fwd_bwd_ms) if times.fwd_bwd_ms else None,
+        fwd_bwd_gemms=fwd_bwd_ms / gemm_ms if fwd_bwd_ms is not None and gemm_ms and not on_cpu else None,
         gemm_ms=gemm_ms,
         gemm_tflops=gemm_flop(case) / gemm_ms / 1e9 if gemm_ms else None,
         samples=len(times.fwd_bwd_ms),
@@ -143,6 +151,7 @@ def to_row(record: Record) -> Row:
         sampled_rows=record.agreement.sampled_rows if record.agreement else None,
         first_call_s=times.first_call_s,
         settle_s=times.settle_s,
+        source_sha256=record.source_sha256,
         commit=record.provenance.commit,
         started=record.provenance.started,
         device=record.provenance.device,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
-from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting, shape
-from harness.analysis.row import Row, median_of, to_row
+from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting
+from harness.analysis.legend import IN_FORWARD, legend
+from harness.analysis.row import Row, to_row
 from harness.case import Case
-from harness.cost import gemm_flop
 from harness.record import COMPLETED, Record, Status
 
 HEADERS = (
@@ -30,12 +30,11 @@ HEADERS = (
     "no-grad fwd ms",
     "status",
 )
-IN_FORWARD = "†"
 
 
 @dataclass(frozen=True)
 class Best:
-    """What is printed in bold: the shortest time and the smallest peak among a block's rows that are ok."""
+    """What is printed in bold: the shortest time and the smallest peak among a block's ok rows, on a GPU."""
 
     fwd_bwd_ms: float | None
     fwd_bwd_peak_bytes: int | None
@@ -59,17 +58,7 @@ def section(records: Sequence[Record]) -> list[str]:
         colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
         disable_numparse=True,
     )
-    limits = " or ".join(dict.fromkeys(number(record.max_excess) for record in records))
-    floor = mib(records[0].gradient_floor_bytes)
-    legend = [
-        f"- dE and dC excess must be ≤ {limits}; the floor, the gradients themselves, is {floor} MiB.",
-        *_gemm(records),
-    ]
-    if any(record.grads_in_forward for record in records):
-        legend.append(f"- {IN_FORWARD} computes gradients in the forward: its fwd and bwd columns do not compare.")
-    if any(record.status is not Status.OK and to_row(record).fwd_bwd_ms is not None for record in records):
-        legend.append("- (time) of a row that is not ok; it is not ranked.")
-    return [f"## {setting(case)}", "", table, "", *legend, *notes.lines(), ""]
+    return [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), ""]
 
 
 def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:
@@ -92,7 +81,7 @@ def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:
 
 
 def _best(rows: Sequence[Row]) -> Best:
-    ok = [row for row in rows if row.status == Status.OK]
+    ok = [row for row in rows if row.status == Status.OK and row.device != "cpu"]  # whose times are noise
     return Best(
         fwd_bwd_ms=min((row.fwd_bwd_ms for row in ok if row.fwd_bwd_ms is not None), default=None),
         fwd_bwd_peak_bytes=min((r.fwd_bwd_peak_bytes for r in ok if r.fwd_bwd_peak_bytes is not None), default=None),
@@ -131,26 +120,3 @@ def _cells(record: Record, best: Best, notes: Footnotes) -> list[str]:
         time(ms(row.fwd_no_grad_ms)),
         f"{status} {notes.mark(words)}" if words else status,
     ]
-
-
-def _gemm(records: Sequence[Record]) -> list[str]:
-    """What one GEMM took, for each label smoothing if they differ: it is measured beside the rows of every case."""
-    samples: dict[float, list[float]] = {}
-    for record in records:
-        if record.gemm_ms:
-            samples.setdefault(record.case.label_smoothing, []).extend(record.gemm_ms)
-    if not samples:
-        return []
-    case = records[0].case
-    texts: dict[str, list[str]] = {}
-    for smoothing, taken in sorted(samples.items(), reverse=True):
-        texts.setdefault(_gemm_speed(case, taken), []).append(f"β = {number(smoothing)}")
-    speeds = "; ".join(text if len(texts) == 1 else f"{text} ({', '.join(where)})" for text, where in texts.items())
-    library = "cuBLAS" if records[0].provenance.device == "cuda" else "torch on the CPU"
-    return [f"- One GEMM, {shape(case)} in {case.dtype} by {library}: {speeds}."]
-
-
-def _gemm_speed(case: Case, samples: list[float]) -> str:
-    taken = median_of(samples) or 0.0
-    tflops = gemm_flop(case) / taken / 1e9 if taken else 0.0
-    return f"median {ms(taken)} ms, {tflops:.3g} TFLOP/s"

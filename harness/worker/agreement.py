@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.case import Case
 from harness.record import Agreement
 from harness.worker.eager import EagerErrors
-from harness.worker.errors import GradientError, displaced_error, gradient_error, loss_scale
+from harness.worker.errors import GradientError, displaced, gradient_error, loss_scale
 from harness.worker.oracle import Oracle
 from harness.worker.products import slices
 
@@ -36,11 +36,24 @@ def rounding_floor(dtype: str) -> float:
 
 @torch.no_grad()
 def agree(
-    case: Case, loss: Tensor, grads: MaybeGradients, oracle: Oracle, eager: EagerErrors, max_excess: float
+    case: Case,
+    loss: Tensor,
+    grads: MaybeGradients,
+    oracle: Oracle,
+    eager: EagerErrors,
+    max_excess: float,
+    no_grad_loss: Tensor | None = None,
 ) -> Agreement:
-    """Compares loss and gradients (input, linear_weight, linear_bias), None where missing, with the oracle's."""
+    """Compares loss and gradients (input, linear_weight, linear_bias), None where missing, with the oracle's.
+
+    `no_grad_loss`, the loss computed without autograd, is held to the same limit: its time is published too.
+    """
     failures: list[str] = []
     loss_error, loss_limit = _judge_loss(case, loss.detach(), oracle, eager, max_excess, failures)
+    if no_grad_loss is not None:
+        without_grad: list[str] = []
+        _judge_loss(case, no_grad_loss, oracle, eager, max_excess, without_grad)
+        failures += [f"without grad, {failure}" for failure in without_grad]
     judge = _Judge(case, max_excess, failures)
     error_input, excess_input = judge.gradient("grad_input", grads[0], oracle.grad_input, None, eager.grad_input)
     error_weight, excess_weight = judge.gradient(
@@ -138,13 +151,20 @@ class _Judge:
             self.failures.append(
                 f"{name}: error {error.whole:.2g} is {excess:.3g} x eager's {limit:.2g} (limit {self.max_excess:g})"
             )
-        for null, null_error in (("an all-zero gradient", 1.0), ("a shifted gradient", displaced_error(truth))):
-            if null_error / limit <= self.max_excess:
+        self._null_tests(name, truth, limit)
+        return error, excess
+
+    def _null_tests(self, name: str, truth: Tensor, limit: float) -> None:
+        """Gradients that are surely wrong go through the same comparison, and must not pass it."""
+        shifted = displaced(truth, self.dtype)
+        for null in ("a shifted gradient", "an all-zero gradient"):
+            error = gradient_error(shifted, truth).whole
+            shifted.zero_()
+            if error is not None and not error / limit > self.max_excess:
                 self.failures.append(
-                    f"{name}: the case proves nothing: {null}, error {null_error:.2g}, would be within "
+                    f"{name}: the case proves nothing: {null}, error {error:.2g}, would be within "
                     f"{self.max_excess:g} x eager's {limit:.2g}"
                 )
-        return error, excess
 
     def _mistake(self, given: Tensor | None, shape: tuple[int, ...]) -> str | None:
         """What makes a gradient incomparable, in words."""

@@ -39,6 +39,20 @@ class Call:
             reduction=self.case.reduction,
         )
 
+    def checked_forward(self) -> Tensor:
+        """`forward`, held to the contract: TypeError or ValueError in its words where it is broken."""
+        loss: object = self.forward()
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"the loss function returned {type(loss).__name__}, not a tensor")
+        shape = (self.case.tokens,) if self.case.reduction == "none" else ()
+        if loss.shape != shape:
+            raise ValueError(
+                f"the loss function returned shape {tuple(loss.shape)}; reduction {self.case.reduction} wants {shape}"
+            )
+        if not loss.requires_grad:
+            raise ValueError("the loss carries no gradient: was it detached?")
+        return loss
+
     def forward_no_grad(self) -> Tensor:
         with torch.no_grad():
             return self.forward()

@@ -38,7 +38,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def l2_flush_buffer(device: torch.device) -> torch.Tensor | None:
-    """A buffer whose writing evicts the L2 cache: twice its size. None on a CPU, whose caches the loss outgrows."""
+    """A buffer whose writing evicts the L2 cache: twice its size. None on a CPU, whose times say little anyway."""
     if device.type != "cuda":
         return None
     return torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)

@@ -46,6 +46,7 @@ class EagerErrors:
     grad_weight: float | None
     grad_bias: float | None = None
     loss: float | None = None  # in units of `loss_scale`
+    sampled: bool = False  # whether grad_weight's error is that of sampled rows
 
 
 def eager_gradients(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int) -> Gradients:
@@ -75,6 +76,7 @@ def eager_errors(case: Case, tensors: Tensors, oracle: Oracle, memory_budget_byt
         if bias is None or true_bias is None
         else _finite(gradient_error(bias[None], true_bias[None]).whole),
         loss=_finite(loss_error / scale) if scale else None,
+        sampled=oracle.weight_rows is not None,
     )
 
 

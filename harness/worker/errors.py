@@ -44,15 +44,13 @@ def gradient_error(gradient: Tensor, truth: Tensor, rows: Tensor | None = None) 
     return GradientError(float(whole), float(p99), stray)
 
 
-def displaced_error(truth: Tensor) -> float:
-    """Error of truth (R, D) with its rows and columns shifted by one: a gradient of the right size, of other inputs."""
-    error_square = truth_square = 0.0
+def displaced(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """truth (R, D) in `dtype` with rows and columns shifted by one: a gradient of the right size, of other inputs."""
+    shifted = torch.empty_like(truth, dtype=dtype)
     for part in slices(truth.shape[0], 8 * truth.shape[1], _BLOCK_BYTES):
-        true = truth[part]
         above = torch.arange(part.start - 1, part.stop - 1, device=truth.device) % truth.shape[0]
-        error_square += float(truth[above].roll(1, 1).sub_(true).square_().sum())
-        truth_square += float(true.square().sum())
-    return math.sqrt(error_square / truth_square)
+        shifted[part] = truth[above].roll(1, 1).to(dtype)
+    return shifted
 
 
 def loss_scale(case: Case, oracle: Oracle) -> float:

@@ -56,11 +56,12 @@ def chunk_tokens(tokens: int, most: int, available_bytes: int, token_bytes: int)
 
 
 @torch.no_grad()
-def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int) -> Oracle:
+def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int, sampled: bool | None = None) -> Oracle:
     """The truth about `case`, allocating at most `memory_budget_bytes` beyond what is live, its result included.
 
     grad_weight is whole where it fits, V * D * 8 bytes beside a chunk of tokens; else about 2048 chosen rows of it, see
-    `sampled_rows`. Everything else is always whole. Raises ValueError if not even that fits.
+    `sampled_rows`. Everything else is always whole. `sampled` overrides this choice, so that all who are compared cover
+    the same rows. Raises ValueError if it does not fit.
     """
     device = tensors.input.device
     tokens, hidden_size, vocab_size = case.tokens, case.hidden_size, case.vocab_size
@@ -70,7 +71,9 @@ def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int) -> Oracle:
     fixed_bytes += min(SLICE_BYTES, _FP64 * vocab_size * hidden_size)
     whole_bytes = fixed_bytes + _FP64 * vocab_size * hidden_size
     weight_rows = None
-    if whole_bytes + min(tokens, _FEW_TOKENS) * token_bytes > memory_budget_bytes:
+    if sampled is None:
+        sampled = whole_bytes + min(tokens, _FEW_TOKENS) * token_bytes > memory_budget_bytes
+    if sampled:
         weight_rows = sampled_rows(tensors)
         whole_bytes = fixed_bytes + _FP64 * weight_rows.numel() * hidden_size
     if whole_bytes + token_bytes > memory_budget_bytes:

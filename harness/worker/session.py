@@ -6,15 +6,20 @@ eager arithmetic that every implementation of the case is judged by.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import JsonValue
 
 from harness.case import Case
+from harness.cost import gradient_floor_bytes
 from harness.worker import environment, timing
 from harness.worker.agreement import agree
 from harness.worker.call import Call
@@ -23,7 +28,7 @@ from harness.worker.eager import EagerErrors, eager_errors
 from harness.worker.failure import Unavailable
 from harness.worker.inputs import checksum, draw
 from harness.worker.memory import measure_memory
-from harness.worker.oracle import Oracle, oracle
+from harness.worker.oracle import oracle
 from harness.worker.statistics import input_statistics
 from implementations.contract import Implementation
 from implementations.registry import REGISTRY, load
@@ -48,6 +53,7 @@ class Sessions:
             "environment": environment.describe_environment,
             "available": available,
             "supported": supported,
+            "options_mistake": options_mistake,
             "open": self._open,
             "open_referee": self._open_referee,
         }
@@ -78,14 +84,21 @@ def prepare_device(device: str, memory_fraction: float) -> torch.device:
     interpret_triton_on_cpu(device)
     chosen = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
     limit_memory(chosen, memory_fraction)
-    if device == "cpu":  # the first call in a process may race within oneMKL and be wrong (pytorch issue 188792)
+    if device == "cpu":
+        torch.set_num_threads(1)  # threads of waiting workers spin, and a descheduled one costs its slice in every call
+        # the first call in a process may race within oneMKL and be wrong (pytorch issue 188792)
         for dtype in (torch.float32, torch.float64):
             torch.tanh(torch.zeros(1, dtype=dtype))
     return chosen
 
 
 def build(implementation: Implementation, options: dict[str, JsonValue]) -> Any:
-    """The loss function. Raises Unavailable if its library is missing."""
+    """The loss function. Raises Unavailable if its library is missing, ValueError for options that it does not have."""
+    try:
+        inspect.signature(implementation.build).bind(**options)
+    except TypeError as error:
+        allowed = ", ".join(inspect.signature(implementation.build).parameters) or "none"
+        raise ValueError(f"options: {error} (it takes: {allowed})") from error
     try:
         return implementation.build(**options)
     except ImportError as error:
@@ -100,10 +113,28 @@ def available() -> Answer:
     return {name: _why_not(path, {}, None, device) for name, path in REGISTRY.items()}
 
 
-def supported(cells: list[tuple[str, dict[str, JsonValue], dict[str, Any]]], device: str) -> Answer:
-    """For every cell (path, options, case) None if it would run on `device`, else the reason why not."""
+def supported(path: str, options: dict[str, JsonValue], cases: list[dict[str, Any]], device: str) -> Answer:
+    """For every case None if the implementation would run it on `device`, else the reason why not."""
     interpret_triton_on_cpu(device)
-    return {"reasons": [_why_not(path, options, Case.model_validate(case), device) for path, options, case in cells]}
+    return {"reasons": [_why_not(path, options, Case.model_validate(case), device) for case in cases]}
+
+
+def options_mistake(path: str, options: dict[str, JsonValue]) -> Answer:
+    """What is wrong with the options of the implementation at `path`, or None; also where it cannot be built at all."""
+    implementation = load(path)
+    try:
+        build(implementation, options)
+    except (ValueError, TypeError) as error:
+        return {"mistake": str(error)}
+    except Unavailable:
+        pass  # its row will say so
+    return {"mistake": None}
+
+
+def source_sha256(path: str) -> str | None:
+    """Of the file that holds the implementation at `pkg.mod:obj`, which no commit need know; None if it has none."""
+    file = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 def refusal(path: str, case: dict[str, Any], device: str) -> str | None:
@@ -129,6 +160,7 @@ class ImplementationSession:
     ) -> None:
         self.device = prepare_device(device, memory_fraction)
         self.case = Case.model_validate(case)
+        self.path = path
         self.implementation = load(path)
         self.tensors = draw(self.case, self.device)
         self.call = Call(build(self.implementation, options), self.case, self.tensors)
@@ -140,14 +172,17 @@ class ImplementationSession:
 
     def opened(self) -> Answer:
         synchronize(self.device)
+        in_forward = self.implementation.grads_in_forward
         return {
-            "grads_in_forward": self.implementation.grads_in_forward,
+            "grads_in_forward": in_forward(self.case) if callable(in_forward) else in_forward,
             "interpreted": self.implementation.uses_triton and self.device.type == "cpu",
             "skips_work": self.implementation.skips_work,
             "input_checksum": self.checksum,
+            "source_sha256": source_sha256(self.path),
         }
 
     def settle(self) -> Answer:
+        self.call.checked_forward()
         first_call_s, settle_s = timing.settle(self.call, self.device)
         self._yield_device()
         return {"first_call_s": first_call_s, "settle_s": settle_s}
@@ -178,31 +213,29 @@ class ImplementationSession:
     def agree(self, eager: dict[str, Any], max_excess: float) -> Answer:
         """Compares loss and gradients of one call with the oracle."""
         self.call.clear_gradients()
-        loss = self.call.forward()
+        no_grad_loss = self.call.forward_no_grad()
+        loss = self.call.checked_forward()
         self.call.backward(loss)
         loss = loss.detach()
         synchronize(self.device)
         gradients = [tensor.grad for tensor in self.call.differentiated]
         self.call.clear_gradients()
         grad_bias = gradients[2] if self.tensors.linear_bias is not None else None
-        release_cached_memory(self.device)
-        judged = agree(
-            self.case,
-            loss,
-            (gradients[0], gradients[1], grad_bias),
-            self._oracle(),
-            EagerErrors(**eager),
-            max_excess,
-        )
-        if checksum(self.tensors) != self.checksum:
-            judged = judged.model_copy(update={"failures": [*judged.failures, "the call changed its inputs"]})
-        answer: Answer = judged.model_dump()
-        return answer
-
-    def _oracle(self) -> Oracle:
         for tensor in self.call.differentiated:
             tensor.requires_grad_(False)
-        return oracle(self.case, self.tensors, int(_ORACLE_SHARE * free_bytes(self.device)))
+        release_cached_memory(self.device)
+        spoilt = checksum(self.tensors) != self.checksum
+        inputs = draw(self.case, self.device) if spoilt else self.tensors
+        reference = EagerErrors(**eager)
+        # a worker holds its gradients beside the oracle, and has to cover the same rows
+        budget = int(_ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
+        truth = oracle(self.case, inputs, budget, sampled=reference.sampled)
+        gradients_given = (gradients[0], gradients[1], grad_bias)
+        judged = agree(self.case, loss, gradients_given, truth, reference, max_excess, no_grad_loss)
+        answer: Answer = judged.model_dump()
+        if spoilt:
+            answer["failures"] = [*judged.failures, "the call changed its inputs"]
+        return answer
 
     def _yield_device(self) -> None:
         self.call.clear_gradients()
@@ -245,7 +278,8 @@ class RefereeSession:
         return {"gemm_ms": gemm_ms}
 
     def eager_errors(self) -> Answer:
-        budget = int(_ORACLE_SHARE * free_bytes(self.device))
+        # a worker holds its gradients beside the oracle, and has to cover the same rows
+        budget = int(_ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
         truth = oracle(self.case, self.tensors, budget)
         errors = eager_errors(self.case, self.tensors, truth, int(_ORACLE_SHARE * free_bytes(self.device)))
         del truth

@@ -34,6 +34,43 @@ def dies(*arguments: Any, **settings: Any) -> torch.Tensor:
     raise AssertionError("unreachable")
 
 
+def dies_and_leaves_a_child(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Its child keeps the pipe to the parent open."""
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    return dies()
+
+
+def cheats_without_grad(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Does the work only when somebody will look at the gradients."""
+    return eager_loss(*arguments, **settings) if torch.is_grad_enabled() else torch.zeros(())
+
+
+def detached(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """A loss that nothing can be trained with."""
+    return eager_loss(*arguments, **settings).detach()
+
+
+def no_tensor(*arguments: Any, **settings: Any) -> None:
+    """Forgot to return."""
+
+
+def wrong_shape(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """A loss per token where the mean was asked for."""
+    return eager_loss(*arguments, **{**settings, "reduction": "none"})
+
+
+def with_options(scale: float = 1.0) -> Any:
+    """Builds a loss that refuses some options."""
+    if scale <= 0:
+        raise ValueError(f"scale is positive, not {scale}")
+    return right
+
+
+has_options = Implementation(build=with_options)
+
+
 def hangs(*arguments: Any, **settings: Any) -> torch.Tensor:
     """Never answers, and has a child that would outlive it."""
     if os.fork() == 0:

@@ -65,7 +65,7 @@ def test_a_gpu_suite_can_be_planned_without_a_gpu(no_gpu: None, tmp_path: Path) 
         (["--skip", "baseline", "--skip", "lower-bound"], "leave no implementation of suite 'tiny'"),
         (["--where", "tokns=4"], "did you mean 'tokens'?"),
         (["--where", "tokens=5"], "--where tokens=5 leaves no case of suite 'tiny'"),
-        (["--where", "tokens=many"], "tokens: Input should be a valid integer"),
+        (["--where", "tokens=many"], "--where tokens: should be a valid integer, not 'many'"),
         (["--where", "tokens"], "must be KEY=VALUE"),
     ],
 )
@@ -122,8 +122,52 @@ def test_validate_lists_mistakes_of_all_files(tmp_path: Path, suite: Path) -> No
     bad.write_text("name: x\n")
     code, stdout, stderr = invoke("validate", suite, bad)
     assert code == 2
-    assert "tiny.yaml: ok, 1 cases, 2 implementations" in stdout.replace("\n", " ")
+    assert "tiny.yaml: ok; cases: 1; implementations: 2" in stdout.replace("\n", " ")
     assert "missing key 'implementations'" in stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{name: torchtune-chunked, options: {chnks: 3}}", "'torchtune-chunked': options: got an unexpected keyword"),
+        ("{name: mine, path: 'tests.harness.planted:right', options: {a: 1}}", "'mine': options: got an unexpected"),
+        ("{name: mine, path: 'tests.harness.planted:has_options', options: {scale: -1}}", "scale is positive, not -1"),
+    ],
+)
+def test_wrong_options_stop_a_run_before_it_begins(tmp_path: Path, no_gpu: None, row: str, words: str) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(device="cpu").replace("baseline]", f"baseline, {row}]"))
+    code, _, stderr = invoke("run", path, "--out", tmp_path / "run")
+    assert code == 2
+    assert words in stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_list_keeps_on_after_a_bad_row(tmp_path: Path, no_gpu: None) -> None:
+    path = tmp_path / "tiny.yaml"
+    row = "{name: mine, path: 'tests.harness.nowhere:x'}"
+    path.write_text(TINY.format(device="cpu").replace("baseline]", f"{row}, baseline]"))
+    code, stdout, stderr = invoke("list", path)
+    assert code == 0, stderr
+    assert "No module named 'tests.harness.nowhere'" in stdout
+    assert "| baseline " in stdout
+
+
+def test_an_impossible_run_directory_is_named(suite: Path, no_gpu: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, stderr = invoke("run", suite, "--out", tmp_path / "file")
+    assert code == 2
+    assert "cannot be created: File exists" in stderr
+
+
+def test_interrupted_before_anything_was_measured(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(log: Path) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "environment", interrupted)
+    code, _, stderr = invoke("run", suite)
+    assert code == 130
+    assert stderr == "error: interrupted; nothing measured"
 
 
 def test_list_says_what_is_available_and_why_not(suite: Path) -> None:
@@ -133,7 +177,7 @@ def test_list_says_what_is_available_and_why_not(suite: Path) -> None:
     cells = subprocess.run(
         [sys.executable, "-m", "harness", "list", "suites/gemma2.yaml"], capture_output=True, text=True, check=True
     ).stdout
-    assert cells.count("has no label smoothing") == 5 * 3  # torchtune and CCE, also where there is no GPU to run on
+    assert cells.count("has no label smoothing") == 5 * 4  # torchtune and CCE, also where there is no GPU to run on
 
 
 PACKAGES = {"kernels": set(), "implementations": {"kernels"}, "harness": {"implementations"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -32,6 +33,11 @@ implementations:
   - {name: wrong, path: "tests.harness.planted:wrong"}
   - {name: zero-weight-gradient, path: "tests.harness.planted:zero_weight_gradient"}
   - {name: spoils-inputs, path: "tests.harness.planted:spoils_inputs"}
+  - {name: cheats-without-grad, path: "tests.harness.planted:cheats_without_grad"}
+  - {name: detached, path: "tests.harness.planted:detached"}
+  - {name: no-tensor, path: "tests.harness.planted:no_tensor"}
+  - {name: wrong-shape, path: "tests.harness.planted:wrong_shape"}
+  - {name: dies-and-leaves-a-child, path: "tests.harness.planted:dies_and_leaves_a_child"}
   - {name: missing-library, path: "tests.harness.planted:missing_library"}
   - {name: refuses, path: "tests.harness.planted:refuses"}
   - {name: no-implementation, path: "tests.harness.planted:no_implementation"}
@@ -40,10 +46,15 @@ implementations:
 measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
 limits: {timeout_s: 40}
 expectations:
-  - {implementation: [raises, dies, hangs, no-implementation, no-module], status: [crashed, timeout], reason: planted}
+  - implementation:
+      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module]
+    status: crashed
+    reason: planted
+  - {implementation: hangs, status: timeout, reason: planted}
   - {implementation: [eats-memory], status: out_of_memory, reason: planted}
-  - {implementation: [wrong, zero-weight-gradient], status: disagrees, reason: planted}
-  - {implementation: spoils-inputs, status: any, reason: planted}
+  - implementation: [wrong, zero-weight-gradient, spoils-inputs, cheats-without-grad]
+    status: disagrees
+    reason: planted
 """
 
 TINY = """\
@@ -90,6 +101,12 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "eats-memory": ("out_of_memory", "can't allocate memory"),
         "wrong": ("disagrees", "grad_input"),
         "zero-weight-gradient": ("disagrees", "grad_weight"),
+        "spoils-inputs": ("disagrees", "the call changed its inputs"),
+        "cheats-without-grad": ("disagrees", "without grad, loss"),
+        "detached": ("crashed", "the loss carries no gradient: was it detached?"),
+        "no-tensor": ("crashed", "returned NoneType, not a tensor"),
+        "wrong-shape": ("crashed", "returned shape (16,); reduction mean wants ()"),
+        "dies-and-leaves-a-child": ("crashed", "killed by SIGSEGV during 'settle'"),
         "missing-library": ("unavailable", "pip install 'a-library-nobody-has==1.0'"),
         "refuses": ("unsupported", "does not do that"),
         "no-implementation": ("crashed", "not int"),
@@ -99,7 +116,6 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
     for name, (status, words) in expected.items():
         assert found[name][0] == status, (name, found[name])
         assert words in found[name][1], (name, found[name])
-    assert found["spoils-inputs"][0] in ("disagrees", "crashed"), found["spoils-inputs"]
     assert done.returncode == 0, done.stderr  # all of it was expected
 
 
@@ -138,12 +154,19 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 14
+    assert len(rows) == 19
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
     assert by_name["right"]["samples"] >= 20
     assert by_name["wrong"]["grad_input_error"] == pytest.approx(0.1, rel=1e-2)
     assert by_name["hangs"]["fwd_bwd_ms"] is None
+
+
+def test_records_say_which_code_they_measured(planted: tuple[Path, Any]) -> None:
+    (row,) = (r for r in records(planted[0]) if r.implementation == "right")
+    assert row.path == "tests.harness.planted:right"
+    assert row.source_sha256 == hashlib.sha256(Path("tests/harness/planted.py").read_bytes()).hexdigest()
+    assert row.provenance.commit is not None
 
 
 def test_unexpected_failures_decide_the_exit_code(tmp_path: Path) -> None:

@@ -225,8 +225,27 @@ def test_a_wrong_option_of_torch_is_named() -> None:
 def test_marks_say_what_the_library_does() -> None:
     marked = {
         mark: {name for name in REGISTRY if getattr(implementation(name), mark)}
-        for mark in ("grads_in_forward", "uses_triton", "skips_work")
+        for mark in ("uses_triton", "skips_work")
     }
-    assert marked["grads_in_forward"] == {"liger", "liger-fp32-accum", "torch-linear-cross-entropy"}
-    assert marked["uses_triton"] == {"liger", "liger-fp32-accum", "cce", "cce-no-filter", "cce-no-sort"}
+    assert marked["uses_triton"] == {"liger", "liger-fp32-accum", "cce", "cce-no-filter", "cce-no-sort", "cce-exact"}
     assert marked["skips_work"] == {"cce", "cce-no-sort"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"liger", "liger-fp32-accum", "liger-cutedsl", "torch-linear-cross-entropy"}),
+        ({"label_smoothing": 0.1}, {"liger", "liger-fp32-accum", "liger-cutedsl"}),
+        ({"reduction": "none"}, set()),
+    ],
+)
+def test_where_gradients_are_computed_depends_on_the_case(settings: dict[str, Any], expected: set[str]) -> None:
+    case = Case(tokens=8, hidden_size=8, vocab_size=32, **settings)
+    marks = {name: implementation(name).grads_in_forward for name in REGISTRY}
+    assert {name for name, mark in marks.items() if (mark(case) if callable(mark) else mark)} == expected
+
+
+def test_cce_exact_needs_what_pypi_lacks() -> None:
+    with pytest.raises(ImportError, match="cce_exact"):
+        implementation("cce-exact").build()
+    assert "git+https://github.com/apple/ml-cross-entropy" in (implementation("cce-exact").requires or "")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.case import Case
-from harness.suite import load_suite
+from harness.suite_file import load_suite
 from implementations.registry import load
 from tests.implementations.reference import loss_and_gradients, make_tensors, worst_error
 

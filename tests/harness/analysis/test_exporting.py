@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +15,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from harness.analysis.export import as_csv, as_json
 from harness.analysis.report import render, write_report
 from harness.analysis.row import COLUMNS
+from harness.cli import app
 from harness.record import Agreement, Record, Status
 
 MakeRecord = Callable[..., Record]
+WriteRun = Callable[[list[Record]], Path]
 ROOT = Path(__file__).resolve().parents[3]
 
 # the keys that other programs may rely on
@@ -107,14 +112,35 @@ def test_csv_and_json_say_the_same(records: list[Record]) -> None:
                 assert read[name] == value, name
 
 
-def test_render_and_write_report(records: list[Record], write_run: Callable[[list[Record]], Path]) -> None:
+def test_csv_booleans_are_spelt_as_in_json(records: list[Record]) -> None:
+    written, wanted = list(csv.DictReader(io.StringIO(as_csv(records)))), strict(as_json(records))
+    names = [name for name, value in wanted[0].items() if isinstance(value, bool)]
+    assert {"as_expected", "analytic", "linear_bias"} <= set(names)
+    for name in names:
+        assert [row[name] for row in written] == [json.dumps(row[name]) for row in wanted], name
+
+
+@pytest.mark.parametrize("format", ["markdown", "csv", "json"])
+def test_what_is_printed_ends_in_one_newline(format: str, records: list[Record], write_run: WriteRun) -> None:
+    printed = CliRunner().invoke(app, ["report", str(write_run(records)), "--format", format]).stdout
+    assert printed.endswith("\n")
+    assert not printed.endswith("\n\n")
+
+
+def test_where_an_implementation_comes_from(make_record: MakeRecord) -> None:
+    own, known = make_record("mine", path="mine.loss:Loss", source_sha256="ab12"), make_record()
+    rows = strict(as_json([own, known]))
+    assert [(row["path"], row["source_sha256"]) for row in rows] == [("mine.loss:Loss", "ab12"), (None, None)]
+
+
+def test_render_and_write_report(records: list[Record], write_run: WriteRun) -> None:
     run = write_run(records)
     assert render(run, "json") == as_json(records)
     assert render(run, "csv") == as_csv(records)
     report = write_report(run)
     first = report.read_bytes()
     assert report == run / "report.md"
-    assert first.decode() == render(run, "markdown")
+    assert first.decode() == render(run, "markdown") + "\n"
     assert write_report(run).read_bytes() == first
     assert sorted(path.name for path in run.iterdir()) == ["records.jsonl", "report.md"]
 
@@ -125,6 +151,22 @@ def test_reading_results_imports_no_torch() -> None:
     program = f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'triton') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_manuals_examples_run(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    manual = (ROOT / "docs" / "reading-results.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", manual, flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert list(names["frame"].columns) == list(COLUMNS)
+
+    (query,) = re.findall(r"jq -c '(.*?)'", manual)
+    assert "(.analytic | not)" in query  # the lower bound is ok, and has no time
+    if shutil.which("jq"):
+        asked = ["jq", "-c", query]
+        listed = subprocess.run(asked, input=as_json(records), capture_output=True, text=True, check=True).stdout
+        assert [json.loads(line)[1] for line in listed.splitlines()] == ["baseline", "captured", "liger"]
 
 
 def test_the_manual_explains_every_column() -> None:

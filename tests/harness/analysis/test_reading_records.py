@@ -86,14 +86,29 @@ def test_numbers_are_computed_when_read(make_record: MakeRecord) -> None:
     assert row["gemm_tflops"] == pytest.approx(2 * 8192 * 2304 * 256000 / 12.3e9)
     assert row["gradient_floor_bytes"] == (8192 + 256000) * 2304 * 2
     assert row["fwd_bwd_peak_to_floor"] == pytest.approx(2322 * 2**20 / row["gradient_floor_bytes"])
+    assert row["fwd_bwd_interval"] == pytest.approx(0.01)  # of three samples, their whole range
     assert row["samples"] == 3
     assert (row["first_call_s"], row["settle_s"]) == (1.5, 2.5)
+
+
+def test_times_on_a_cpu_are_not_put_into_gemms(make_record: MakeRecord) -> None:
+    cpu = make_record().provenance.model_copy(update={"device": "cpu"})
+    row = to_frame([make_record(provenance=cpu)]).iloc[0]
+    assert math.isnan(row["fwd_bwd_gemms"])
+    assert not math.isnan(row["fwd_bwd_ms"])
 
 
 def test_a_row_without_measurements_has_no_numbers(make_record: MakeRecord) -> None:
     frame = to_frame([make_record("cce", "unavailable", gemm_ms=None), make_record("baseline")])
     missing = frame.iloc[0]
-    for name in ("fwd_bwd_ms", "fwd_bwd_gemms", "fwd_bwd_peak_to_floor", "grad_input_excess", "first_call_s"):
+    for name in (
+        "fwd_bwd_ms",
+        "fwd_bwd_interval",
+        "fwd_bwd_gemms",
+        "fwd_bwd_peak_to_floor",
+        "grad_input_excess",
+        "first_call_s",
+    ):
         assert math.isnan(missing[name]), name
     assert frame["fwd_bwd_peak_bytes"].isna().tolist() == [True, False]
     assert missing["samples"] == 0

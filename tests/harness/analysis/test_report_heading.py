@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.analysis.tables import markdown_report
-from harness.record import Record
+from harness.record import Record, Times
 
 MakeRecord = Callable[..., Record]
 
@@ -35,4 +35,41 @@ def test_versions_are_found_wherever_the_environment_names_them(make_record: Mak
 
 
 def test_no_records_are_said_to_be_none() -> None:
-    assert markdown_report([]) == "No records yet.\n"
+    assert markdown_report([]) == "No records yet."
+
+
+def traced(record: Record, **traces: list[int] | list[float]) -> Times:
+    assert record.times is not None
+    return record.times.model_copy(update=traces)
+
+
+def test_the_head_tells_clocks_power_and_throttling(make_record: MakeRecord) -> None:
+    cool = traced(
+        make_record(), sm_clock_mhz=[1980, 1980, 1650], power_w=[450.0, 460.5, 470.0], throttle_reasons=[0] * 3
+    )
+    hot = traced(
+        make_record(), sm_clock_mhz=[1290, 1500, 1600], power_w=[600.0, 698.6, 1.0], throttle_reasons=[4, 36, 5]
+    )
+    report = markdown_report([make_record("a", times=cool), make_record("b", times=hot), make_record("c", ms=None)])
+    says = "SM clock 1290-1980 MHz (median 1625), power up to 699 W, throttled (bits: sw power cap, sw thermal) in 50 %"
+    assert f"\n- GPU while timed: {says} of the samples\n" in report
+
+
+def test_idling_is_not_throttling_and_an_unknown_bit_is_a_number(make_record: MakeRecord) -> None:
+    def says(*bits: int) -> str:
+        report = markdown_report([make_record(times=traced(make_record(), throttle_reasons=list(bits)))])
+        return next(line for line in report.splitlines() if line.startswith("- GPU"))
+
+    assert says(0, 0, 0) == "- GPU while timed: not throttled"
+    assert says(1, 0, 0) == "- GPU while timed: not throttled, idle in 33.3 %"
+    assert says(512, 512, 514) == (
+        "- GPU while timed: throttled (bits: applications clocks, bit 512) in 100 % of the samples"
+    )
+
+
+def test_every_gpu_of_a_run_has_a_line_and_none_without_nvml(make_record: MakeRecord) -> None:
+    other = make_record().provenance.model_copy(update={"device_name": "NVIDIA B200"})
+    times = traced(make_record(), power_w=[500.0] * 3)
+    report = markdown_report([make_record(times=times), make_record("liger", times=times, provenance=other)])
+    assert "- NVIDIA H200 while timed: power up to 500 W\n- NVIDIA B200 while timed: power up to 500 W\n" in report
+    assert "while timed" not in markdown_report([make_record()])

@@ -9,7 +9,7 @@ import torch
 from harness.case import Case
 from harness.worker.agreement import agree, rounding_floor
 from harness.worker.eager import EagerErrors, eager_errors
-from harness.worker.errors import displaced_error, gradient_error
+from harness.worker.errors import displaced, gradient_error
 from harness.worker.inputs import draw
 from harness.worker.oracle import oracle
 
@@ -230,7 +230,7 @@ def test_errors_by_hand():
     assert error.whole == pytest.approx(((4 + 1) / 400) ** 0.5)
     assert error.row_p99 == 0.0  # the worst of a hundred rows is beyond the 99th percentile
     assert error.stray == 1
-    assert displaced_error(torch.eye(4, dtype=torch.float64)[:, :3]) > 0
+    assert displaced(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.bfloat16).tolist() == [[4.0, 3.0], [2.0, 1.0]]
 
 
 def test_floor_is_one_rounding():

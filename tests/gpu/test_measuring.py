@@ -1,0 +1,128 @@
+"""What a worker measures on a GPU, held against calls whose memory and time are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.case import Case
+from harness.worker.call import Call
+from harness.worker.inputs import Tensors, draw
+from harness.worker.memory import measure_memory
+from harness.worker.timing import gemm_probe, sample, settle, stopwatch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+MIB = 1 << 20
+CASE = Case(tokens=1024, hidden_size=1024, vocab_size=16384, inputs="gaussian")
+GRADIENTS = (1024 + 16384) * 1024 * 2  # bytes: a multiple of the allocator's 512, so peaks are exact
+
+
+class Known(torch.autograd.Function):
+    """Allocates and waits as told; its gradients are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor, plan: Planned) -> torch.Tensor:
+        torch.empty(plan.forward_mib * MIB, dtype=torch.int8, device=input.device)
+        ctx.kept = torch.empty(plan.retained_mib * MIB, dtype=torch.int8, device=input.device)
+        ctx.plan, ctx.shapes = plan, (input, weight)
+        torch.cuda._sleep(plan.forward_cycles)
+        return torch.ones((), device=input.device)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        torch.empty(ctx.plan.backward_mib * MIB, dtype=torch.int8, device=upstream.device)
+        torch.cuda._sleep(ctx.plan.backward_cycles)
+        return *(torch.zeros_like(t) for t in ctx.shapes), None
+
+
+class Planned:
+    """A loss function of known cost."""
+
+    def __init__(self, forward_mib=1, retained_mib=1, backward_mib=1, forward_cycles=0, backward_cycles=0) -> None:
+        self.forward_mib, self.retained_mib, self.backward_mib = forward_mib, retained_mib, backward_mib
+        self.forward_cycles, self.backward_cycles = forward_cycles, backward_cycles
+
+    def __call__(self, input: torch.Tensor, linear_weight: torch.Tensor, target: Any, **settings: Any) -> torch.Tensor:
+        return Known.apply(input, linear_weight, self)
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def tensors(device: torch.device) -> Tensors:
+    drawn = draw(CASE, device)
+    drawn.input.requires_grad_(True)
+    drawn.linear_weight.requires_grad_(True)
+    return drawn
+
+
+def test_memory_is_that_of_the_call_to_the_byte(tensors: Tensors, device: torch.device) -> None:
+    call = Call(Planned(forward_mib=64, retained_mib=32, backward_mib=16), CASE, tensors)
+    settle(call, device)
+    measured = measure_memory(call, device)
+    loss = 512  # a scalar takes one block of the allocator
+    assert measured.retained_bytes == 32 * MIB + loss
+    assert measured.fwd_peak_bytes == 64 * MIB  # the 64 MiB are gone before the 32 MiB and the loss come
+    assert GRADIENTS <= measured.bwd_peak_bytes <= GRADIENTS + 4096
+    assert measured.fwd_bwd_peak_bytes == measured.bwd_peak_bytes + measured.retained_bytes
+
+
+def test_memory_that_was_live_before_does_not_count(tensors: Tensors, device: torch.device) -> None:
+    call = Call(Planned(), CASE, tensors)
+    settle(call, device)
+    before = measure_memory(call, device)
+    ballast = torch.empty(256 * MIB, dtype=torch.int8, device=device)
+    assert measure_memory(call, device) == before
+    del ballast
+
+
+def test_a_delay_of_the_gpu_is_seen_in_its_half(tensors: Tensors, device: torch.device) -> None:
+    cycles = 4_000_000  # 2 to 4 ms
+    watch = stopwatch(device)
+
+    def median(planned: Planned) -> list[float]:
+        call = Call(planned, CASE, tensors)
+        settle(call, device)
+        columns = zip(*(sample(call, watch) for _ in range(9)), strict=True)
+        return [sorted(column)[4] for column in columns]
+
+    _, fwd, bwd = median(Planned())
+    _, slow_fwd, same_bwd = median(Planned(forward_cycles=cycles))
+    _, same_fwd, slow_bwd = median(Planned(backward_cycles=cycles))
+    delay = slow_fwd - fwd
+    assert 1.5 < delay < 5  # what the clock makes of the cycles, in ms
+    assert slow_bwd - bwd == pytest.approx(delay, rel=0.1)
+    assert same_bwd == pytest.approx(bwd, abs=0.2)
+    assert same_fwd == pytest.approx(fwd, abs=0.2)
+
+
+def test_the_gemm_probe_computes_the_product_whatever_its_chunks(tensors: Tensors, device: torch.device) -> None:
+    outputs = []
+    for largest in (1 << 40, 5 * MIB):
+        product = gemm_probe(tensors.input.detach(), tensors.linear_weight.detach(), largest)
+        before = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        product()
+        torch.cuda.synchronize(device)
+        assert torch.cuda.max_memory_allocated(device) <= before  # nothing is allocated while it is timed
+        (buffer,) = (cell.cell_contents for cell in product.__closure__ if _is_output(cell.cell_contents))
+        outputs.append(buffer)
+    expected = tensors.input.detach() @ tensors.linear_weight.detach().T
+    torch.testing.assert_close(outputs[0].view_as(expected), expected)
+    last = outputs[1].numel() // CASE.tokens
+    chunk = -(-CASE.vocab_size // -(-CASE.tokens * CASE.vocab_size * 2 // (5 * MIB)))
+    tail = CASE.vocab_size % chunk or chunk
+    assert last == chunk
+    torch.testing.assert_close(
+        outputs[1][: CASE.tokens * tail].view(CASE.tokens, tail), expected[:, CASE.vocab_size - tail :]
+    )
+
+
+def _is_output(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 1
