@@ -24,7 +24,7 @@ from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND, REGISTRY
 
 _SHARE_OF_IDLE_WORKERS = 0.5  # of the device's memory: what inputs and contexts of waiting workers may take
-_CONTEXT_BYTES = 700 << 20  # a CUDA context with its modules and workspaces
+_PROCESS_BYTES = {"cuda": 700 << 20, "cpu": 400 << 20}  # a CUDA context with its modules; torch imported
 
 Notice = Callable[[str, str], None]  # (implementation, phase): what is going on
 
@@ -98,7 +98,7 @@ class CaseRunner:
 
     def _groups(self, case: Case, rows: Sequence[SuiteImplementation]) -> list[Sequence[SuiteImplementation]]:
         """Rows that fit the device side by side; each group has its own referee, and so its own GEMM."""
-        each = cost.input_bytes(case) + (_CONTEXT_BYTES if self.device == "cuda" else 0)
+        each = cost.input_bytes(case) + _PROCESS_BYTES[self.device]
         size = max(1, int(_SHARE_OF_IDLE_WORKERS * self.device_bytes / each) - 1)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 

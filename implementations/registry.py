@@ -13,6 +13,12 @@ from implementations.contract import Implementation, as_implementation
 LOWER_BOUND = "lower-bound"
 
 REGISTRY: dict[str, str] = {
+    "ours-exact": "implementations.ours:exact",
+    "ours-paper": "implementations.ours:paper",
+    "ours-paper-no-sort": "implementations.ours:paper_no_sort",
+    "ours-paper-no-filter": "implementations.ours:paper_no_filter",
+    "ours-fused": "implementations.ours:fused",
+    "ours-fused-no-filter": "implementations.ours:fused_no_filter",
     "baseline": "implementations.baseline:baseline",
     "torch-compile": "implementations.torch_compile:torch_compile",
     "torchtune-chunked": "implementations.torchtune:torchtune_chunked",

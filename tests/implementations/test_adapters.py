@@ -20,7 +20,10 @@ from implementations.torchtune import build as build_torchtune
 from tests.implementations.reference import loss_and_gradients, make_tensors, worst_error
 
 TOLERANCE = 1e-5  # fp32 against fp64, relative; fp32's own rounding is 6e-8
-ON_CPU = ["baseline", "torchtune-chunked", "torch-linear-cross-entropy"]
+OURS_EXACT = ["ours-exact", "ours-paper-no-filter", "ours-fused-no-filter"]
+FUSED = ["ours-fused", "ours-fused-no-filter"]
+OURS_FILTERED = ["ours-paper", "ours-paper-no-sort", "ours-fused"]
+ON_CPU = ["baseline", "torchtune-chunked", "torch-linear-cross-entropy", *OURS_EXACT, *OURS_FILTERED]
 PEERS = [name for name in REGISTRY if name != "cce-no-sort"]
 
 
@@ -62,7 +65,7 @@ def test_another_ignore_index_than_torchs(name: str) -> None:
     assert worst_error(implementation(name).build(), tensors, ignore_index=7) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["baseline", "torchtune-chunked"])
+@pytest.mark.parametrize("name", ["baseline", "torchtune-chunked", *OURS_EXACT, *OURS_FILTERED])
 def test_with_every_row_ignored_the_mean_is_nan_and_the_gradients_are_zero(name: str) -> None:
     tensors = make_tensors(ignored=16)
     loss, *gradients = loss_and_gradients(implementation(name).build(), tensors, torch.float32)
@@ -228,14 +231,14 @@ def test_marks_say_what_the_library_does() -> None:
         for mark in ("uses_triton", "skips_work")
     }
     assert marked["uses_triton"] == {"liger", "liger-fp32-accum", "cce", "cce-no-filter", "cce-no-sort", "cce-exact"}
-    assert marked["skips_work"] == {"cce", "cce-no-sort"}
+    assert marked["skips_work"] == {"cce", "cce-no-sort", *OURS_FILTERED}
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"liger", "liger-fp32-accum", "liger-cutedsl", "torch-linear-cross-entropy"}),
-        ({"label_smoothing": 0.1}, {"liger", "liger-fp32-accum", "liger-cutedsl"}),
+        ({}, {"liger", "liger-fp32-accum", "liger-cutedsl", "torch-linear-cross-entropy", *FUSED}),
+        ({"label_smoothing": 0.1}, {"liger", "liger-fp32-accum", "liger-cutedsl", *FUSED}),
         ({"reduction": "none"}, set()),
     ],
 )
@@ -249,3 +252,13 @@ def test_cce_exact_needs_what_pypi_lacks() -> None:
     with pytest.raises(ImportError, match="cce_exact"):
         implementation("cce-exact").build()
     assert "git+https://github.com/apple/ml-cross-entropy" in (implementation("cce-exact").requires or "")
+
+
+def test_the_papers_filter_drops_what_the_others_keep() -> None:
+    """Flat logits, many classes: every gradient but the targets' is below the threshold, and together they are all."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = make_tensors(tokens=8, hidden_size=16, vocab_size=8192)
+    tensors["linear_weight"] = torch.randn(8192, 16, generator=generator) * 0.01 + 1.0
+    errors = {name: worst_error(implementation(name).build(), tensors) for name in [*OURS_EXACT, *OURS_FILTERED]}
+    assert all(errors[name] <= 1e-3 for name in OURS_EXACT), errors  # the shared direction cancels, in fp32 as well
+    assert all(errors[name] > 0.1 for name in OURS_FILTERED), errors

@@ -1,0 +1,82 @@
+"""Argument checks: one clear error, before anything is launched."""
+
+import math
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+REDUCTIONS = ("mean", "sum", "none")
+GRADIENTS = ("exact", "filtered")
+MINIMUM_CAPABILITY = (8, 0)  # bf16 products, asynchronous copies
+
+
+def check_operands(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
+) -> None:
+    """What the tensors are, then how they fit together."""
+    if weight is not None:
+        raise NotImplementedError("weight: class weights are not supported; leave it None")
+    if target.is_floating_point():
+        raise NotImplementedError(
+            f"target: soft targets (dtype {target.dtype}) are not supported; give class indices as integers"
+        )
+    if target.dtype not in TARGET_DTYPES:
+        raise TypeError(f"target: dtype {target.dtype}; allowed are integers, such as torch.int64")
+    if input.dtype not in DTYPES:
+        raise TypeError(f"input: dtype {input.dtype}; allowed are bfloat16, float16 and float32")
+    if input.device.type not in ("cuda", "cpu"):
+        raise ValueError(f"input: on {input.device}; allowed are CUDA and CPU tensors")
+    if input.device.type == "cuda" and torch.cuda.get_device_capability(input.device) < MINIMUM_CAPABILITY:
+        raise ValueError(f"input: on {torch.cuda.get_device_name(input.device)}; needs Ampere or later")
+    _check_shapes(input, linear_weight, target, linear_bias)
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias), ("target", target)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name}: on {tensor.device}; input is on {input.device}")
+        if tensor is not None and name != "target" and tensor.dtype != input.dtype:
+            raise TypeError(f"{name}: dtype {tensor.dtype}; input has {input.dtype} (torch.autocast casts them alike)")
+
+
+def _check_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
+    if input.ndim == 0:
+        raise ValueError("input: a scalar; it needs at least the hidden dimension, shape (..., D)")
+    if linear_weight.ndim != 2 or 0 in linear_weight.shape:
+        raise ValueError(f"linear_weight: shape {tuple(linear_weight.shape)}; it must be (V, D), both positive")
+    V, D = linear_weight.shape
+    if input.shape[-1] != D:
+        raise ValueError(f"input: last dimension {input.shape[-1]}; linear_weight has hidden size D {D}")
+    if target.shape != input.shape[:-1]:
+        raise ValueError(
+            f"target: shape {tuple(target.shape)}; input of shape {tuple(input.shape)} needs one class a token,"
+            f" shape {tuple(input.shape[:-1])}"
+        )
+    if linear_bias is not None and linear_bias.shape != (V,):
+        raise ValueError(f"linear_bias: shape {tuple(linear_bias.shape)}; linear_weight has V {V}, so ({V},)")
+
+
+def check_settings(
+    label_smoothing: float, reduction: str, softcap: float | None, gradient: str, filter_eps: float | None
+) -> None:
+    """Values that are not tensors."""
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: {label_smoothing}; it must lie in [0, 1]")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: {reduction!r}; allowed are 'mean', 'sum' and 'none'")
+    if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap: {softcap}; it must be positive and finite, or None")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient: {gradient!r}; allowed are 'exact' and 'filtered'")
+    if filter_eps is not None and not 0.0 < filter_eps < 1.0:
+        raise ValueError(f"filter_eps: {filter_eps}; it must lie in (0, 1), or be None for no filter")
+
+
+def check_targets_in_range(target: Tensor, vocab_size: int, ignore_index: int) -> None:
+    """Reads the targets back: one host synchronisation."""
+    wrong = ((target < 0) | (target >= vocab_size)) & (target != ignore_index)
+    if bool(wrong.any()):
+        example = int(target[wrong].flatten()[0])
+        raise ValueError(
+            f"target: {int(wrong.sum())} classes outside [0, {vocab_size}), for example {example};"
+            f" ignore_index is {ignore_index}"
+        )

@@ -1,0 +1,155 @@
+"""Device functions shared by the kernels: one logits tile, its softcap, the online log-sum-exp.
+
+A *logits tile* is z[n0:n0+BLOCK_N, v0:v0+BLOCK_V] = input @ linear_weight.T (+ bias), accumulated in fp32
+registers and never written anywhere. The forward kernel and the logit-gradient kernel both walk over tiles
+and do something to each; what they share is here, so that both see the same logits.
+
+`TMA` picks how operand tiles arrive: True, matrices are tensor descriptors and the copy engine zero-fills
+what lies outside them; False, they are pointers and masks do the same. Either way padding rows and columns
+contribute zeros to a product, which the callers rely on.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_tile(
+    matrix,  # (num_rows, num_cols): descriptor or pointer
+    row,
+    col,
+    num_rows,
+    num_cols,
+    stride,
+    TMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """matrix[row:row+ROWS, col:col+COLS], zeros outside."""
+    if TMA:
+        tile = matrix.load([row, col])
+    else:
+        rows = row + tl.arange(0, ROWS)
+        cols = col + tl.arange(0, COLS)
+        # int64: rows * stride passes 2**31 from a 1M x 2304 matrix on.
+        offsets = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        mask = (rows < num_rows)[:, None] & (cols < num_cols)[None, :]
+        tile = tl.load(matrix + offsets, mask=mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def store_tile(
+    matrix,  # (num_rows, num_cols): descriptor or pointer
+    row,
+    col,
+    tile,  # (ROWS, COLS)
+    num_rows,
+    num_cols,
+    stride,
+    TMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """matrix[row:row+ROWS, col:col+COLS] = tile, clipped to the matrix and rounded to its dtype."""
+    if TMA:
+        matrix.store([row, col], tile.to(matrix.dtype))
+    else:
+        rows = row + tl.arange(0, ROWS)
+        cols = col + tl.arange(0, COLS)
+        offsets = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        mask = (rows < num_rows)[:, None] & (cols < num_cols)[None, :]
+        tl.store(matrix + offsets, tile.to(matrix.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def logits_tile(
+    input,  # (N, D)
+    weight,  # (V, D)
+    bias,  # (V,), unused without HAS_BIAS
+    row,
+    col,
+    N,
+    V,
+    D,
+    stride_input,
+    stride_weight,
+    HAS_BIAS: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """z[row:row+BLOCK_N, col:col+BLOCK_V] in fp32; exactly 0 in padding columns."""
+    z = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        e = load_tile(input, row, d, N, D, stride_input, TMA, BLOCK_N, BLOCK_D)
+        c = load_tile(weight, col, d, V, D, stride_weight, TMA, BLOCK_V, BLOCK_D)
+        # "ieee" matters to fp32 operands only: TF32 would keep 11 bits of each.
+        z = tl.dot(e, c.T, z, input_precision="ieee")
+    if HAS_BIAS:
+        cols = col + tl.arange(0, BLOCK_V)
+        z += tl.load(bias + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
+    return z
+
+
+@triton.jit
+def capped(z, softcap, PRECISE: tl.constexpr):
+    """(s, ds/dz) with s = softcap * tanh(z / softcap) and ds/dz = 1 - (s / softcap)**2.
+
+    Written with e = exp(-2|x|), x = z / softcap, because the interpreter has no libdevice:
+    tanh|x| = (1 - e) / (1 + e), and the derivative 4e / (1 + e)**2 keeps its relative accuracy where tanh
+    saturates. Near zero 1 - e cancels to an absolute error of 1e-7 * softcap: invisible beside bf16 and
+    fp16 operands, not beside fp32 ones, so PRECISE takes the odd Taylor polynomial there.
+    """
+    x = z * (1.0 / softcap)
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+    q = 1.0 / (1.0 + e)
+    t = (1.0 - e) * q
+    t = tl.where(x < 0, -t, t)
+    if PRECISE:
+        squared = x * x
+        series = squared * -0.008863235529902197 + 0.021869488536155203
+        series = series * squared - 0.05396825396825397
+        series = series * squared + 0.13333333333333333
+        series = series * squared - 0.3333333333333333
+        t = tl.where(squared < 0.09, x + x * squared * series, t)
+    return softcap * t, 4.0 * e * q * q
+
+
+@triton.jit
+def scaled_maximum(maximum, PRECISE: tl.constexpr):
+    """(hi, c) such that exp(z - maximum) = shifted_exp(z, hi) * c, at full accuracy; one pair a row."""
+    if PRECISE:
+        hi, c = maximum, tl.full(maximum.shape, 1.0, tl.float32)
+    else:
+        hi = maximum * LOG2_E
+        c = tl.exp2(-tl.fma(maximum, LOG2_E, -hi))
+    return hi, c
+
+
+@triton.jit
+def shifted_exp(z, hi, PRECISE: tl.constexpr):
+    """exp(z - maximum), but for a factor a row (scaled_maximum): hi (rows,), z (rows, columns).
+
+    PRECISE forms z - maximum and scales it to base 2. Otherwise one fused multiply-add does both. There the rounding
+    of hi (2e-6 at a maximum of 30) would be an error of every probability, and swamp p_y - 1 in a confident token:
+    scaled_maximum's c = 2**(hi - maximum * LOG2_E) undoes it. The interpreter's fma rounds twice, hence PRECISE.
+    """
+    if PRECISE:  # noqa: SIM108 - two kernels, not two values
+        exponent = (z - hi[:, None]) * LOG2_E
+    else:
+        exponent = tl.fma(z, LOG2_E, -hi[:, None])
+    return tl.exp2(exponent)
+
+
+@triton.jit
+def logsumexp_update(maximum, total, z, PRECISE: tl.constexpr):
+    """Fold the columns of z into a running (maximum, total), one pair a row: total = sum exp(z - maximum)."""
+    new_maximum = tl.maximum(maximum, tl.max(z, axis=1))
+    total = total * tl.exp2((maximum - new_maximum) * LOG2_E)
+    hi, c = scaled_maximum(new_maximum, PRECISE)
+    total += tl.sum(shifted_exp(z, hi, PRECISE), axis=1) * c
+    return new_maximum, total
