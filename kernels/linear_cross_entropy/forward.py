@@ -42,6 +42,7 @@ def forward_kernel(
     tiles_per_group,
     ignore_index,
     softcap,
+    one,  # 1.0
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -79,6 +80,10 @@ def forward_kernel(
         )  # fmt: skip
         if SOFTCAP:
             z, _ = capped(z, softcap, PRECISE)
+        else:
+            # Exact, and one instruction a logit; but it moves the logits to registers of their own. Where the branches
+            # below read the accumulator itself, ptxas waits for every tensor-core instruction of the main loop.
+            z = z * one
         if SMOOTH:
             logit_sum += tl.sum(z, axis=1)  # before the mask below: padding columns hold 0 here, not -inf
         y_local = (y - col).to(tl.int32)
@@ -173,7 +178,7 @@ def statistics(problem: Problem, tile: Tile | None = None, groups: int | None = 
         row_major(problem.weight, (tile.block_v, tile.block_d), tile.tma),
         problem.bias, problem.target, maximum_parts, total_parts, sum_parts, target_logit,
         N, V, D, problem.input.stride(0), problem.weight.stride(0), tiles_per_group, problem.ignore_index,
-        problem.softcap,
+        problem.softcap, 1.0,
         HAS_BIAS=problem.bias is not None, SOFTCAP=problem.softcap > 0, SMOOTH=smooth,
         PRECISE=problem.input.dtype == torch.float32, TMA=tile.tma, **tile.blocks, **tile.options,
     )  # fmt: skip

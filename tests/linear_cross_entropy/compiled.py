@@ -7,6 +7,7 @@ by test_interpreter.py, in a process without TRITON_INTERPRET.
 import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,18 @@ VARIANTS = [
 ]
 
 
-def resources(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int) -> tuple[int, int]:
-    """(bytes of stack, that is of spilled registers; bytes of shared memory) of a compiled kernel."""
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas made of a kernel."""
+
+    stack: int  # bytes: spilled registers
+    shared: int  # bytes of shared memory
+    products: int  # wgmma instructions (HGMMA), each on a whole tile
+    starts: int  # instructions that begin a batch of them: one a loop, or ptxas waits for each product
+
+
+def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int) -> Compiled:
+    """Compiles `kernel` as a launch with these arguments would."""
     names = list(kernel.arg_names)
     is_type = {name: isinstance(arguments[name], str) for name in names}
     signature = {name: arguments[name] if is_type[name] else "constexpr" for name in names}
@@ -61,20 +72,23 @@ def resources(kernel: Any, arguments: dict[str, Any], options: dict[str, int], c
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(binary.asm["cubin"])
-        report = subprocess.run(
-            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        report, sass = (
+            subprocess.run([CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
+            for what in ("--dump-resource-usage", "--dump-sass")
+        )
     stack = re.search(r"STACK:(\d+)", report)
     assert stack is not None, report
-    return int(stack[1]), binary.metadata.shared
+    return Compiled(int(stack[1]), binary.metadata.shared, sass.count(" HGMMA."), sass.count("WARPGROUP.ARRIVE"))
 
 
 def check(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int) -> None:
-    stack, shared = resources(kernel, arguments, options, capability)
+    found = compiled(kernel, arguments, options, capability)
     # fp32 tiles are small: ptxas stays at 128 registers, for a second program an SM, and puts two to four on the stack.
     allowed = 16 if arguments.get("PRECISE") else 0
-    assert stack <= allowed, f"{stack} bytes of registers spilled"
-    assert shared <= SHARED_LIMITS[capability]
+    assert found.stack <= allowed, f"{found.stack} bytes of registers spilled"
+    assert found.shared <= SHARED_LIMITS[capability]
+    if found.products:
+        assert found.starts == 1, f"{found.products} products in {found.starts} batches: the main loop is serialised"
 
 
 def operand(tile: Tile | ProductTile, dtype: str, rows: int, cols: int) -> str:
@@ -92,7 +106,7 @@ def logits_arguments(tile: Tile, dtype: str) -> dict[str, Any]:
         **dict.fromkeys(("maximum_parts", "total_parts", "sum_parts", "target_logit"), "*fp32"),
         **dict.fromkeys(("maximum", "total", "grad_loss", "grad_lse"), "*fp32"),
         **dict.fromkeys(integers, "i32"),
-        **dict.fromkeys(("softcap", "keep", "smooth", "outside", "eps"), "fp32"),
+        **dict.fromkeys(("softcap", "one", "keep", "smooth", "outside", "eps"), "fp32"),
         "PRECISE": dtype == "fp32",
         "TMA": tile.tma,
         **tile.blocks,
@@ -110,7 +124,8 @@ def test_logits_kernels(
         "SOFTCAP": softcap,
         "bias": f"*{dtype}" if bias else None,
     }
-    check(forward_kernel, arguments | {"SMOOTH": True}, tile.options, capability)
+    for smooth in (True, False):
+        check(forward_kernel, arguments | {"SMOOTH": smooth}, tile.options, capability)
     rare = bias and softcap  # no model has both; the variants left out with both spill 8 to 200 bytes
     if not (rare and dtype == "fp32"):
         check(logit_gradient_kernel, arguments | {"FILTER": False, "active": None}, tile.options, capability)
