@@ -44,7 +44,7 @@ implementations:
   - {name: no-module, path: "tests.harness.nowhere:loss"}
   - {name: right, path: "tests.harness.planted:right"}
 measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
-limits: {timeout_s: 40}
+limits: {timeout_s: 60} # enough for as many workers to start on two slow cores
 expectations:
   - implementation:
       [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module]
@@ -97,7 +97,7 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "baseline": ("ok", ""),
         "raises": ("crashed", "ZeroDivisionError: planted"),
         "dies": ("crashed", "killed by SIGSEGV during 'settle'"),
-        "hangs": ("timeout", "no answer to 'settle' within 40 s"),
+        "hangs": ("timeout", "no answer to 'settle' within 60 s"),
         "eats-memory": ("out_of_memory", "can't allocate memory"),
         "wrong": ("disagrees", "grad_input"),
         "zero-weight-gradient": ("disagrees", "grad_weight"),
