@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import signal
 import tempfile
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,7 +24,7 @@ from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
 from harness.suite import Suite
 from harness.suite_file import load_suite
-from harness.yaml_source import InvalidFile
+from harness.yaml_source import InvalidFile, Mistake
 from implementations.registry import LOWER_BOUND
 
 USAGE, UNFIT, INTERRUPTED = 2, 5, 130
@@ -49,9 +51,13 @@ def read_suite(path: Path, to_be_run: bool = False) -> Suite:
     try:
         return load_suite(path, to_be_run)
     except InvalidFile as error:
-        for mistake in error.mistakes:
-            console.print(str(mistake), style="red", soft_wrap=True, markup=False)
+        _print_mistakes(error.mistakes)
         raise typer.Exit(USAGE) from error
+
+
+def _print_mistakes(mistakes: Sequence[Mistake]) -> None:
+    for mistake in mistakes:
+        console.print(str(mistake), style="red", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -70,7 +76,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
     """Measures a suite and prints its tables."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends as Ctrl-C does, resumable
+    runs.interrupted.clear()
+    signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does, resumable
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job keeps ignoring Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
     directory = None
     try:
         if resume is None:
@@ -87,31 +96,27 @@ def run(
         runs.check_options(plan, _scratch_log())
         if resume is None:
             directory.create(plan)
-        outcome = runs.execute(directory, plan, machine, revision, budget)
+        left = runs.execute(directory, plan, machine, revision, budget)
     except (UnusableRun, selection.InvalidSelection, runs.InvalidOptions) as error:
         fail(str(error))
     except runs.UnfitEnvironment as error:
         fail(str(error), UNFIT)
     except KeyboardInterrupt:
         begun = directory is not None and directory.path.exists()
-        how = (
-            f"continue with: python -m harness run --resume {directory.path}"
-            if begun and directory
-            else "nothing measured"
-        )
+        how = f"continue with: {directory.resume_command}" if begun and directory else "nothing measured"
         fail(f"interrupted; {how}", INTERRUPTED)
-    from harness.analysis.report import render, write_report  # noqa: PLC0415  (pandas is for reading only)
+    from harness.analysis.report import write_report  # noqa: PLC0415  (pandas is for reading only)
 
-    write_report(directory.path)
-    typer.echo(render(directory.path, "markdown"))
+    typer.echo(write_report(directory.path).read_text(encoding="utf-8"), nl=False)
     console.print(f"records and report in {directory.path}", soft_wrap=True)
-    if outcome.left:
-        fail(
-            f"the budget is spent; cases left: {len(outcome.left)}; "
-            f"continue with: python -m harness run --resume {directory.path}",
-            INTERRUPTED,
-        )
+    if left:
+        fail(f"the budget is spent; cases left: {len(left)}; continue with: {directory.resume_command}", INTERRUPTED)
     raise typer.Exit(runs.exit_code(directory.records()))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    runs.interrupted.set()  # the exception is lost where it hits a destructor: the next case looks here
+    raise KeyboardInterrupt
 
 
 def _scratch_log() -> Path:
@@ -190,7 +195,7 @@ def report(
 @app.command()
 def validate(suites: Annotated[list[Path], typer.Argument(help="suite files")]) -> None:
     """Checks suite files and reports every mistake with its line; imports no torch."""
-    mistakes = []
+    mistakes: list[Mistake] = []
     for path in suites:
         try:
             suite = load_suite(path)
@@ -199,8 +204,7 @@ def validate(suites: Annotated[list[Path], typer.Argument(help="suite files")]) 
             continue
         cases, on_cpu = len(suite.cases_on("cuda")), f", {len(suite.cases_on('cpu'))} on a CPU" if suite.on_cpu else ""
         typer.echo(f"{path}: ok; cases: {cases}{on_cpu}; implementations: {len(suite.implementations)}")
-    for mistake in mistakes:
-        console.print(str(mistake), style="red", soft_wrap=True, markup=False)
+    _print_mistakes(mistakes)
     if mistakes:
         raise typer.Exit(USAGE)
 

@@ -47,6 +47,11 @@ class RunDirectory:
         self.logs = path / "logs"
         self._plan_path = path / "plan.json"
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to measure the rest."""
+        return f"python -m harness run --resume {self.path}"
+
     def create(self, plan: Plan) -> None:
         """Starts a run. Raises UnusableRun if there is one already."""
         if self._plan_path.exists() or self.records_path.exists():

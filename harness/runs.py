@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ from harness.record import FAILED, Provenance, Record, Status
 from harness.run_directory import Plan, RunDirectory
 from harness.scheduler import CaseRunner
 from harness.suite import Suite, SuiteImplementation
-from implementations.registry import LOWER_BOUND, REGISTRY
+from implementations.registry import LOWER_BOUND
 
 FAILED_CELL, DISAGREEING_CELL = 4, 3  # exit codes
 
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
+
+
+interrupted = threading.Event()  # set by the command line's signal handler
 
 
 class UnfitEnvironment(Exception):
@@ -31,14 +34,6 @@ class UnfitEnvironment(Exception):
 
 class InvalidOptions(Exception):
     """Options of a row that its implementation refuses; one clear sentence."""
-
-
-@dataclass
-class Outcome:
-    """What `run` did: the records of this call, and the cases that a later call would measure."""
-
-    records: list[Record] = field(default_factory=list)
-    left: list[Case] = field(default_factory=list)
 
 
 def environment(log: Path) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def cells(plan: Plan, log: Path) -> list[tuple[Case, str, str | None]]:
 
 def _asked(row: SuiteImplementation, cases: Sequence[Case], device: str) -> dict[str, Any]:
     return {
-        "path": row.path or REGISTRY[row.name],
+        "path": row.location,
         "options": row.options,
         "cases": [case.model_dump(mode="json") for case in cases],
         "device": device,
@@ -95,9 +90,8 @@ def check_options(plan: Plan, log: Path) -> None:
     for row in chosen(plan):
         if row.options and row.name != LOWER_BOUND:
             worker = Worker(log)
-            path = row.path or REGISTRY[row.name]
             with closing(worker), suppress(WorkerFailure):  # whatever else is wrong with it, its row will say
-                answer = worker.request("options_mistake", _SURVEY_TIMEOUT_S, path=path, options=row.options)
+                answer = worker.request("options_mistake", _SURVEY_TIMEOUT_S, path=row.location, options=row.options)
                 if answer["mistake"] is not None:
                     raise InvalidOptions(f"implementation '{row.name}': {answer['mistake']}")
 
@@ -138,8 +132,11 @@ def estimates(plan: Plan, cases: Sequence[Case]) -> list[float]:
 
 def execute(
     directory: RunDirectory, plan: Plan, machine: dict[str, Any], revision: str | None, budget_s: float | None
-) -> Outcome:
-    """Measures the cases of `plan` that `directory` lacks. Stops before a case that would not fit `budget_s`."""
+) -> list[Case]:
+    """Measures the cases of `plan` that `directory` lacks. Stops before one that would not fit `budget_s`.
+
+    Returns the cases that are left for a later call.
+    """
     begin = time.monotonic()
     done = directory.complete_cases(plan)
     cases = plan.cases()
@@ -163,23 +160,22 @@ def execute(
         logs=directory.logs,
     )
     guesses = estimates(plan, todo)
-    outcome = Outcome(left=list(todo))
     took, guessed = 0.0, 0.0
     with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
         for position, case in enumerate(todo):
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             pace = took / guessed if guessed else 1.0  # this machine against the guesses
             if budget_s is not None and position and time.monotonic() - begin + pace * guesses[position] > budget_s:
-                break
+                return todo[position:]
             progress.start_case(len(cases) - len(todo) + position + 1, case.id, pace * sum(guesses[position:]))
             case_begin = time.monotonic()
             records = runner.run(case, progress.note)
             directory.append(records)
             seconds = time.monotonic() - case_begin
             took, guessed = took + seconds, guessed + guesses[position]
-            outcome.records += records
-            outcome.left.remove(case)
             progress.finish_case(records, seconds)
-    return outcome
+    return []
 
 
 def chosen(plan: Plan) -> list[SuiteImplementation]:

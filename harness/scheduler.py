@@ -21,7 +21,7 @@ from harness.interval import relative_width
 from harness.process import Worker, WorkerFailure
 from harness.record import Agreement, Memory, Provenance, Record, Status, Times
 from harness.suite import Suite, SuiteImplementation
-from implementations.registry import LOWER_BOUND, REGISTRY
+from implementations.registry import LOWER_BOUND
 
 _SHARE_OF_IDLE_WORKERS = 0.5  # of the device's memory: what inputs and contexts of waiting workers may take
 _PROCESS_BYTES = {"cuda": 700 << 20, "cpu": 400 << 20}  # a CUDA context with its modules; torch imported
@@ -141,8 +141,8 @@ class CaseRunner:
             if row is referee:
                 row.worker.send("open_referee", **common)
             else:
-                path = row.implementation.path or REGISTRY[row.implementation.name]
-                row.worker.send("open", path=path, options=row.implementation.options, **common)
+                chosen = row.implementation
+                row.worker.send("open", path=chosen.location, options=chosen.options, **common)
         for row in [referee, *rows]:
             with self._failures_of(row):
                 row.opened = _worker(row).receive("open", self.suite.limits.timeout_s)

@@ -24,7 +24,7 @@ from pydantic import (
 from harness.case import DATA, Case, DType, Inputs, Reduction
 from harness.record import Expectation, Status
 from harness.yaml_source import nearest
-from implementations.registry import LOWER_BOUND, known_names
+from implementations.registry import LOWER_BOUND, REGISTRY, known_names
 
 MINIMUM_SAMPLES = 20  # below this a median's 95 % interval is most of the range; fewer are never reported
 
@@ -130,6 +130,11 @@ class SuiteImplementation(_Model):
         default=None, validate_default=True
     )
     options: dict[str, JsonValue] = {}
+
+    @property
+    def location(self) -> str:
+        """`pkg.mod:obj`, its own or the registry's. The lower bound has none."""
+        return self.path or REGISTRY[self.name]
 
     @model_validator(mode="before")
     @classmethod

@@ -31,11 +31,6 @@ def has_plan(run: Path) -> bool:
     return (run / PLAN_FILE).is_file()
 
 
-def resume_command(run: Path) -> str:
-    """The command that measures the rest of a run."""
-    return f"python -m harness run --resume {run}"
-
-
 def _missing(run: Path, plan: Plan, records: Sequence[Record]) -> list[str]:
     done: dict[str, set[str]] = {}
     for record in records:
@@ -45,7 +40,7 @@ def _missing(run: Path, plan: Plan, records: Sequence[Record]) -> list[str]:
     if measured == len(cases):
         return []
     planned = counted(len(cases), "planned case")
-    return [f"**{measured} of {planned} measured**; continue with: `{resume_command(run)}`"]
+    return [f"**{measured} of {planned} measured**; continue with: `{RunDirectory(run).resume_command}`"]
 
 
 def _left_out(plan: Plan) -> list[str]:

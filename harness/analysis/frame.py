@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from harness.analysis.coverage import has_plan, resume_command
+from harness.analysis.coverage import has_plan
 from harness.analysis.row import COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, NESTED_COLUMNS, to_row
 from harness.record import Record
+from harness.run_directory import RunDirectory
 from harness.yaml_source import InvalidFile, Mistake
 
 RECORDS_FILE = "records.jsonl"
@@ -68,7 +69,7 @@ def _records_file(run: Path) -> Path:
     if file.is_file():
         return file
     if has_plan(run):
-        raise FileNotFoundError(f"{run}: no case is finished yet; continue with: {resume_command(run)}")
+        raise FileNotFoundError(f"{run}: no case is finished yet; continue with: {RunDirectory(run).resume_command}")
     if run.is_dir():
         raise FileNotFoundError(f"{run} is no run directory: it holds no {RECORDS_FILE}")
     raise FileNotFoundError(f"{run} does not exist: give a run directory or its {RECORDS_FILE}")

@@ -110,24 +110,24 @@ def available() -> Answer:
     """For every name in the registry None if it can be built here, else the reason why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     interpret_triton_on_cpu(device)
-    return {name: _why_not(path, {}, None, device) for name, path in REGISTRY.items()}
+    return {name: _missing(load(path), {}) for name, path in REGISTRY.items()}
 
 
 def supported(path: str, options: dict[str, JsonValue], cases: list[dict[str, Any]], device: str) -> Answer:
     """For every case None if the implementation would run it on `device`, else the reason why not."""
     interpret_triton_on_cpu(device)
-    return {"reasons": [_why_not(path, options, Case.model_validate(case), device) for case in cases]}
+    implementation = load(path)
+    missing = _missing(implementation, options)
+    return {"reasons": [missing or implementation.supports(Case.model_validate(c), device) for c in cases]}  # type: ignore[arg-type]
 
 
 def options_mistake(path: str, options: dict[str, JsonValue]) -> Answer:
     """What is wrong with the options of the implementation at `path`, or None; also where it cannot be built at all."""
     implementation = load(path)
     try:
-        build(implementation, options)
+        _missing(implementation, options)  # if something is, its row will say so
     except (ValueError, TypeError) as error:
         return {"mistake": str(error)}
-    except Unavailable:
-        pass  # its row will say so
     return {"mistake": None}
 
 
@@ -143,13 +143,13 @@ def refusal(path: str, case: dict[str, Any], device: str) -> str | None:
     return load(path).supports(Case.model_validate(case), device)  # type: ignore[arg-type]
 
 
-def _why_not(path: str, options: dict[str, JsonValue], case: Case | None, device: str) -> str | None:
-    implementation = load(path)
+def _missing(implementation: Implementation, options: dict[str, JsonValue]) -> str | None:
+    """What has to be installed before the implementation can be built; None if nothing."""
     try:
         build(implementation, options)
     except Unavailable as error:
         return str(error)
-    return None if case is None else implementation.supports(case, device)  # type: ignore[arg-type]
+    return None
 
 
 class ImplementationSession:
@@ -182,7 +182,6 @@ class ImplementationSession:
         }
 
     def settle(self) -> Answer:
-        self.call.checked_forward()
         first_call_s, settle_s = timing.settle(self.call, self.device)
         self._yield_device()
         return {"first_call_s": first_call_s, "settle_s": settle_s}
@@ -227,8 +226,7 @@ class ImplementationSession:
         spoilt = checksum(self.tensors) != self.checksum
         inputs = draw(self.case, self.device) if spoilt else self.tensors
         reference = EagerErrors(**eager)
-        # a worker holds its gradients beside the oracle, and has to cover the same rows
-        budget = int(_ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
+        budget = int(_ORACLE_SHARE * free_bytes(self.device))
         truth = oracle(self.case, inputs, budget, sampled=reference.sampled)
         gradients_given = (gradients[0], gradients[1], grad_bias)
         judged = agree(self.case, loss, gradients_given, truth, reference, max_excess, no_grad_loss)

@@ -77,10 +77,10 @@ def stopwatch(device: torch.device) -> Stopwatch:
 def settle(call: Call, device: torch.device) -> tuple[float, float]:
     """Runs everything a sample runs until it gets no faster: compiling and autotuning end here.
 
-    Returns seconds of the first forward + backward, and of all calls together.
+    Returns seconds of the first forward + backward, and of all calls together. The first one is held to the contract.
     """
     begin = time.perf_counter()
-    call.backward(call.forward())
+    call.backward(call.checked_forward())
     synchronize(device)
     first_call_s = time.perf_counter() - begin
     seconds: list[float] = []

@@ -23,6 +23,17 @@ def slow(*arguments: Any, **settings: Any) -> torch.Tensor:
     return eager_loss(*arguments, **settings)
 
 
+_called: list[bool] = []
+
+
+def slow_at_first(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Right, and its first call takes long, as if it compiled."""
+    if not _called:
+        time.sleep(1.5)
+    _called.append(True)
+    return eager_loss(*arguments, **settings)
+
+
 def raises(*arguments: Any, **settings: Any) -> torch.Tensor:
     """A bug in Python."""
     raise ZeroDivisionError("planted")

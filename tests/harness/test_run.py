@@ -42,6 +42,7 @@ implementations:
   - {name: refuses, path: "tests.harness.planted:refuses"}
   - {name: no-implementation, path: "tests.harness.planted:no_implementation"}
   - {name: no-module, path: "tests.harness.nowhere:loss"}
+  - {name: slow-at-first, path: "tests.harness.planted:slow_at_first"}
   - {name: right, path: "tests.harness.planted:right"}
 measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
 limits: {timeout_s: 60} # enough for as many workers to start on two slow cores
@@ -140,6 +141,14 @@ def test_samples_are_raw_and_enough(planted: tuple[Path, Any]) -> None:
     )
 
 
+def test_what_the_first_call_costs_is_reported_apart(planted: tuple[Path, Any]) -> None:
+    (row,) = (r for r in records(planted[0]) if r.implementation == "slow-at-first")
+    assert row.times is not None
+    assert row.times.first_call_s is not None
+    assert row.times.first_call_s >= 1.5
+    assert max(row.times.fwd_bwd_ms) < 1500
+
+
 def test_a_hanging_worker_leaves_no_process(planted: tuple[Path, Any]) -> None:
     running = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, planted[0])]
     assert running == []
@@ -154,7 +163,7 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 19
+    assert len(rows) == 20
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
     assert by_name["right"]["samples"] >= 20
@@ -234,16 +243,24 @@ def test_a_spent_budget_is_resumable(tmp_path: Path) -> None:
     assert len(records(tmp_path / "run")) == 18
 
 
-def test_interrupted_by_the_user(tmp_path: Path) -> None:
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where these tests themselves run as a background job
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_the_user(tmp_path: Path, signal_number: signal.Signals) -> None:
     suite = tmp_path / "suite.yaml"
     suite.write_text(TINY)
     process = subprocess.Popen(
-        [*HARNESS, "run", str(suite), "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [*HARNESS, "run", str(suite), "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  (no thread has been started yet)
     )
     while not (tmp_path / "run" / "records.jsonl").exists():
         time.sleep(0.05)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"--resume" in stderr
