@@ -18,7 +18,7 @@ import triton.language as tl
 
 from kernels.linear_cross_entropy.config import PARTIALS_BYTES, Tile, choose_tile, multiprocessors, vocabulary_groups
 from kernels.linear_cross_entropy.operands import row_major
-from kernels.linear_cross_entropy.primitives import capped, logits_tile, logsumexp_update
+from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, logsumexp_update
 from kernels.linear_cross_entropy.problem import Problem, Statistics
 
 COMBINE_BLOCK = 256  # tokens a program of the combine kernel: N / 256 programs, each a few loads a group
@@ -133,7 +133,7 @@ def combine_kernel(
     logit_sum = tl.zeros((BLOCK,), tl.float32)
     for group in range(groups):
         part = tl.load(total_parts + group * N + rows, mask=in_batch, other=1.0)
-        mass += part * tl.exp(tl.load(maximum_parts + group * N + rows, mask=in_batch, other=0.0) - top)
+        mass += part * accurate_exp(tl.load(maximum_parts + group * N + rows, mask=in_batch, other=0.0) - top)
         if SMOOTH:
             logit_sum += tl.load(sum_parts + group * N + rows, mask=in_batch, other=0.0)
     # The largest logit contributes 1, so lse >= every logit and a loss without smoothing is never negative. (where,

@@ -73,7 +73,7 @@ def logit_gradient_kernel(
     p_scale = g + tl.load(grad_lse + rows, mask=in_batch, other=0.0)
     bound = eps * (tl.abs(g) + tl.abs(p_scale - g))
     top = tl.load(maximum + rows, mask=in_batch, other=0.0)
-    e_scale = p_scale / tl.load(total + rows, mask=in_batch, other=1.0)
+    e_scale = tl.div_rn(p_scale, tl.load(total + rows, mask=in_batch, other=1.0))
     top, correction = scaled_maximum(top, PRECISE)
     e_scale *= correction
     # Rows without a gradient may have no normalisation either: exp could be inf there, and inf * 0 nan.

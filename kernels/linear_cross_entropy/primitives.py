@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# ln 2 in two parts: the first has 15 bits, so that its product with an exponent is exact in fp32.
+LN_2_HIGH = tl.constexpr(0.693145751953125)
+LN_2_LOW = tl.constexpr(1.42860682030941723e-06)
 
 
 @triton.jit
@@ -96,18 +99,47 @@ def logits_tile(
 
 
 @triton.jit
+def accurate_exp(x):
+    """exp(x) within 1 ulp for x in [-87, 88]; 0 below.
+
+    The hardware's exp2 is off by 2 ulp, and the rounding of its argument x * LOG2_E by as many as x has binary digits.
+    Invisible beside bf16 and fp16 operands, but with fp32 operands p - 1/V and p_y - 1 cancel down to that error.
+    exp(x) = 2**n * exp(r) with |r| <= ln(2) / 2, where the Taylor polynomial of degree 7 is good to 2**-27.
+    """
+    underflows = x < -87.0
+    x = tl.where(underflows, -87.0, x)
+    n = tl.floor(x * LOG2_E + 0.5)
+    r = (x - n * LN_2_HIGH) - n * LN_2_LOW
+    p = r * (1.0 / 5040.0) + 1.0 / 720.0
+    p = p * r + 1.0 / 120.0
+    p = p * r + 1.0 / 24.0
+    p = p * r + 1.0 / 6.0
+    p = p * r + 0.5
+    p = p * r * r + r + 1.0
+    power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(underflows, 0.0, p * power)
+
+
+@triton.jit
 def capped(z, softcap, PRECISE: tl.constexpr):
     """(s, ds/dz) with s = softcap * tanh(z / softcap) and ds/dz = 1 - (s / softcap)**2.
 
     Written with e = exp(-2|x|), x = z / softcap, because the interpreter has no libdevice:
     tanh|x| = (1 - e) / (1 + e), and the derivative 4e / (1 + e)**2 keeps its relative accuracy where tanh
-    saturates. Near zero 1 - e cancels to an absolute error of 1e-7 * softcap: invisible beside bf16 and
-    fp16 operands, not beside fp32 ones, so PRECISE takes the odd Taylor polynomial there.
+    saturates. PRECISE, for fp32 operands, rounds every step once. There the derivative is (1 - t)(1 + t) as long as
+    that cancels less than the roundings of the other form add up to; and t near zero, where 1 - e cancels to an
+    absolute error of 1e-7 * softcap, the odd Taylor polynomial.
     """
-    x = z * (1.0 / softcap)
-    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
-    q = 1.0 / (1.0 + e)
-    t = (1.0 - e) * q
+    if PRECISE:
+        x = tl.div_rn(z, softcap)
+        e = accurate_exp(-2.0 * tl.abs(x))
+        t = tl.div_rn(1.0 - e, 1.0 + e)
+    else:
+        x = z * (1.0 / softcap)
+        e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+        q = 1.0 / (1.0 + e)
+        t = (1.0 - e) * q
+        slope = 4.0 * e * q * q
     t = tl.where(x < 0, -t, t)
     if PRECISE:
         squared = x * x
@@ -116,7 +148,8 @@ def capped(z, softcap, PRECISE: tl.constexpr):
         series = series * squared + 0.13333333333333333
         series = series * squared - 0.3333333333333333
         t = tl.where(squared < 0.09, x + x * squared * series, t)
-    return softcap * t, 4.0 * e * q * q
+        slope = tl.where(squared < 0.6, (1.0 - t) * (1.0 + t), tl.div_rn(4.0 * e, (1.0 + e) * (1.0 + e)))
+    return softcap * t, slope
 
 
 @triton.jit
@@ -134,22 +167,22 @@ def scaled_maximum(maximum, PRECISE: tl.constexpr):
 def shifted_exp(z, hi, PRECISE: tl.constexpr):
     """exp(z - maximum), but for a factor a row (scaled_maximum): hi (rows,), z (rows, columns).
 
-    PRECISE forms z - maximum and scales it to base 2. Otherwise one fused multiply-add does both. There the rounding
-    of hi (2e-6 at a maximum of 30) would be an error of every probability, and swamp p_y - 1 in a confident token:
-    scaled_maximum's c = 2**(hi - maximum * LOG2_E) undoes it. The interpreter's fma rounds twice, hence PRECISE.
+    PRECISE forms z - maximum and takes accurate_exp of it. Otherwise one fused multiply-add does both. There the
+    rounding of hi (2e-6 at a maximum of 30) would be an error of every probability, and swamp p_y - 1 in a confident
+    token: scaled_maximum's c = 2**(hi - maximum * LOG2_E) undoes it.
     """
     if PRECISE:  # noqa: SIM108 - two kernels, not two values
-        exponent = (z - hi[:, None]) * LOG2_E
+        result = accurate_exp(z - hi[:, None])
     else:
-        exponent = tl.fma(z, LOG2_E, -hi[:, None])
-    return tl.exp2(exponent)
+        result = tl.exp2(tl.fma(z, LOG2_E, -hi[:, None]))
+    return result
 
 
 @triton.jit
 def logsumexp_update(maximum, total, z, PRECISE: tl.constexpr):
     """Fold the columns of z into a running (maximum, total), one pair a row: total = sum exp(z - maximum)."""
     new_maximum = tl.maximum(maximum, tl.max(z, axis=1))
-    total = total * tl.exp2((maximum - new_maximum) * LOG2_E)
+    total = total * accurate_exp(maximum - new_maximum)  # once a row: its cost is nothing
     hi, c = scaled_maximum(new_maximum, PRECISE)
     total += tl.sum(shifted_exp(z, hi, PRECISE), axis=1) * c
     return new_maximum, total

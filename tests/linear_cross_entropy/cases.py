@@ -115,14 +115,21 @@ def mean_upstream(problem: Problem, scale: float = 0.7) -> Tensor:
     return counted * (scale / counted.sum().clamp(min=1))
 
 
-def oracle(problem: Problem, upstream: Tensor, grad_lse: Tensor | None = None) -> tuple[Statistics, Gradients]:
+def oracle(
+    problem: Problem,
+    upstream: Tensor,
+    grad_lse: Tensor | None = None,
+    method: Method | None = None,  # None: nothing is filtered
+    **filter_options: object,  # of reference.gradients: blocks, order
+) -> tuple[Statistics, Gradients]:
     """The same rounded inputs, in fp64 throughout."""
     bias = None if problem.bias is None else problem.bias.double()
     wide = replace(problem, input=problem.input.double(), weight=problem.weight.double(), bias=bias)
     statistics = reference.statistics(wide)
     grad_lse = torch.zeros_like(upstream) if grad_lse is None else grad_lse
     needs = Needs(True, True, problem.bias is not None)
-    return statistics, reference.gradients(wide, statistics, upstream, grad_lse, needs, Method())
+    method = method or Method()
+    return statistics, reference.gradients(wide, statistics, upstream, grad_lse, needs, method, **filter_options)
 
 
 def eager_arithmetic(problem: Problem, upstream: Tensor) -> Gradients:
@@ -158,7 +165,11 @@ def error(value: Tensor, exact: Tensor) -> float:
     return math.sqrt(difference / max(sum(float(b.double().square().sum()) for _, b in pairs), 1e-300))
 
 
-def excess(value: Tensor, eager: Tensor, exact: Tensor) -> float:
-    """Error over eager's error, both floored at the rounding of the dtype they are returned in."""
+def excess(value: Tensor, eager: Tensor, exact: Tensor, dropped: Tensor | None = None) -> float:
+    """Error over eager's error, both floored at the rounding of the dtype they are returned in.
+
+    dropped: the part of `exact` that a filter leaves out on purpose.
+    """
     floor = torch.finfo(value.dtype).eps / 4  # of a result rounded once: eps / (2 * sqrt(3))
-    return max(error(value, exact), floor) / max(error(eager, exact), floor)
+    complete = value if dropped is None else value.double() + dropped
+    return max(error(complete, exact), floor) / max(error(eager, exact), floor)

@@ -21,6 +21,7 @@ from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.config import ProductTile, Tile
 from kernels.linear_cross_entropy.problem import Method, Needs, Problem, Statistics
 from tests.linear_cross_entropy.cases import KINDS, eager_arithmetic, error, excess, make_problem, mean_upstream, oracle
+from tests.linear_cross_entropy.elementwise import check_accurate_exp, check_precise_softcap
 
 POINTERS = Tile(64, 128, 32, warps=4, stages=2, tma=False)
 DESCRIPTORS = Tile(64, 128, 32, warps=4, stages=2, tma=True)
@@ -118,6 +119,11 @@ def test_any_shape(N, D, V, kind, beta, softcap, bias, share_ignored, dtype) -> 
                 problem.input.float().abs().max() + problem.weight.float().abs().max()
             )
             torch.testing.assert_close(value, wanted, rtol=3e-3, atol=max(scale, 1e-6) * 2e-3)
+
+
+def test_elementwise_functions_of_fp32_kernels() -> None:
+    check_accurate_exp("cpu")
+    check_precise_softcap("cpu")
 
 
 @TILES
