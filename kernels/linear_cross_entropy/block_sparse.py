@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy.config import ProductTile, Tile
 from kernels.linear_cross_entropy.operands import row_major
-from kernels.linear_cross_entropy.primitives import load_tile
+from kernels.linear_cross_entropy.primitives import add_product, load_tile
 
 
 @triton.jit(do_not_specialize=["blocks", "tiles"])
@@ -60,6 +60,7 @@ def input_gradient_kernel(
     stride_dz,
     stride_weight,
     FIRST: tl.constexpr,  # nothing in the accumulator yet
+    PRECISE: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_V: tl.constexpr,  # classes of a vocabulary tile
     ROWS: tl.constexpr,  # tokens of a token block
@@ -81,12 +82,13 @@ def input_gradient_kernel(
         total = tl.zeros((ROWS, COLS), tl.float32)
         if not FIRST:  # before the loop: added afterwards, the old tile and the new would need registers at once
             total = tl.load(place, mask=mask, other=0.0)
+        lost = tl.zeros((ROWS, COLS), tl.float32)
         for i in range(count * steps):
             tile = tl.load(tiles_of_block + block * tiles + i // steps)
             v = tile * BLOCK_V + (i % steps) * STEP
             a = load_tile(dz, row, v, N, width, stride_dz, TMA, ROWS, STEP)
             c = load_tile(weight, v, col, width, D, stride_weight, TMA, STEP, COLS)
-            total = tl.dot(a, c, total, input_precision="ieee")
+            total, lost = add_product(total, lost, a, c, PRECISE)
         tl.store(place, total, mask=mask)
 
 
@@ -106,6 +108,7 @@ def weight_gradient_kernel(
     stride_dz,
     stride_input,
     SORTED: tl.constexpr,
+    PRECISE: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,  # tokens of a token block
     BLOCK_V: tl.constexpr,  # classes of a vocabulary tile
@@ -120,12 +123,13 @@ def weight_gradient_kernel(
     tile = row // BLOCK_V
     steps: tl.constexpr = BLOCK_N // STEP
     total = tl.zeros((ROWS, COLS), tl.float32)
+    lost = tl.zeros((ROWS, COLS), tl.float32)
     for i in range(tl.load(block_counts + tile) * steps):
         block = tl.load(blocks_of_tile + tile * blocks + i // steps)
         n = block * BLOCK_N + (i % steps) * STEP
         a = load_tile(dz, n, row, N, width, stride_dz, TMA, STEP, ROWS)
         e = load_tile(input, n, col, N, D, stride_input, TMA, STEP, COLS)
-        total = tl.dot(a.T, e, total, input_precision="ieee")
+        total, lost = add_product(total, lost, a.T, e, PRECISE)
     rows = row + tl.arange(0, ROWS)
     cols = col + tl.arange(0, COLS)
     inside = rows < width
@@ -169,7 +173,7 @@ def add_input_gradient(
         row_major(weight, (product.step, product.cols), product.tma),
         lists.tiles_of_block, lists.tile_counts, accumulator,
         N, width, D, tiles, dz.stride(0), weight.stride(0),
-        FIRST=first, TMA=product.tma, BLOCK_V=tile.block_v,
+        FIRST=first, PRECISE=dz.dtype == torch.float32, TMA=product.tma, BLOCK_V=tile.block_v,
         ROWS=tile.block_n, COLS=product.cols, STEP=product.step, **product.options,
     )  # fmt: skip
 
@@ -192,7 +196,7 @@ def write_weight_gradient(
         row_major(input, (product.step, product.cols), product.tma),
         lists.blocks_of_tile, lists.block_counts, order, shift, grad_weight,
         N, width, D, blocks, dz.stride(0), input.stride(0),
-        SORTED=order is not None, TMA=product.tma,
+        SORTED=order is not None, PRECISE=dz.dtype == torch.float32, TMA=product.tma,
         BLOCK_N=tile.block_n, BLOCK_V=tile.block_v,
         ROWS=product.rows, COLS=product.cols, STEP=product.step, **product.options,
     )  # fmt: skip

@@ -76,7 +76,7 @@ def forward_kernel(
         col = tile * BLOCK_V
         z = logits_tile(
             input, weight, bias, row, col, N, V, D, stride_input, stride_weight,
-            HAS_BIAS, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
+            HAS_BIAS, PRECISE, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
         )  # fmt: skip
         if SOFTCAP:
             z, _ = capped(z, softcap, PRECISE)

@@ -87,7 +87,7 @@ def logit_gradient_kernel(
         col = tile * BLOCK_V
         z = logits_tile(
             input, weight, bias, row, col, N, width, D, stride_input, stride_weight,
-            HAS_BIAS, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
+            HAS_BIAS, PRECISE, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
         )  # fmt: skip
         if SOFTCAP:
             g_tile = g

@@ -68,6 +68,24 @@ def store_tile(
 
 
 @triton.jit
+def add_product(total, lost, a, b, PRECISE: tl.constexpr):
+    """(total + a @ b, lost), accumulated in fp32.
+
+    PRECISE, for fp32 operands: one step's product at a time, added with Kahan's compensation; `lost` is what the
+    roundings of `total` have left out so far, zeros to begin with. A plain chain over D rounds D times, where cuBLAS
+    splits: it had three times eager's error.
+    """
+    # "ieee" matters to fp32 operands only: TF32 would keep 11 bits of each.
+    if PRECISE:
+        step = tl.dot(a, b, input_precision="ieee") - lost
+        new_total = total + step
+        lost = (new_total - total) - step
+    else:
+        new_total = tl.dot(a, b, total, input_precision="ieee")
+    return new_total, lost
+
+
+@triton.jit
 def logits_tile(
     input,  # (N, D)
     weight,  # (V, D)
@@ -80,6 +98,7 @@ def logits_tile(
     stride_input,
     stride_weight,
     HAS_BIAS: tl.constexpr,
+    PRECISE: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -87,11 +106,11 @@ def logits_tile(
 ):
     """z[row:row+BLOCK_N, col:col+BLOCK_V] in fp32; exactly 0 in padding columns."""
     z = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+    lost = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         e = load_tile(input, row, d, N, D, stride_input, TMA, BLOCK_N, BLOCK_D)
         c = load_tile(weight, col, d, V, D, stride_weight, TMA, BLOCK_V, BLOCK_D)
-        # "ieee" matters to fp32 operands only: TF32 would keep 11 bits of each.
-        z = tl.dot(e, c.T, z, input_precision="ieee")
+        z, lost = add_product(z, lost, e, c.T, PRECISE)
     if HAS_BIAS:
         cols = col + tl.arange(0, BLOCK_V)
         z += tl.load(bias + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]

@@ -141,6 +141,7 @@ def test_block_sparse_products(tile: Tile, product: ProductTile, dtype: str, cap
     shared = {
         **dict.fromkeys(lists, "*i32"),
         **dict.fromkeys(integers, "i32"),
+        "PRECISE": dtype == "fp32",
         "TMA": product.tma,
         "BLOCK_N": tile.block_n,
         "BLOCK_V": tile.block_v,
