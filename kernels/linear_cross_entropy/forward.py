@@ -68,6 +68,7 @@ def forward_kernel(
     local = tl.arange(0, BLOCK_V)
     maximum = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
+    lost = tl.zeros((BLOCK_N,), tl.float32)
     logit_sum = tl.zeros((BLOCK_N,), tl.float32)
     y_logit = tl.zeros((BLOCK_N,), tl.float32)
 
@@ -92,7 +93,7 @@ def forward_kernel(
             y_logit += tl.sum(tl.where(local[None, :] == y_local[:, None], z, 0.0), axis=1)
         if col + BLOCK_V > V:
             z = tl.where((local < V - col)[None, :], z, float("-inf"))
-        maximum, total = logsumexp_update(maximum, total, z, PRECISE)
+        maximum, total, lost = logsumexp_update(maximum, total, lost, z, PRECISE)
 
     part = group * N + rows
     tl.store(maximum_parts + part, maximum, mask=in_batch)

@@ -198,10 +198,16 @@ def shifted_exp(z, hi, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def logsumexp_update(maximum, total, z, PRECISE: tl.constexpr):
-    """Fold the columns of z into a running (maximum, total), one pair a row: total = sum exp(z - maximum)."""
+def logsumexp_update(maximum, total, lost, z, PRECISE: tl.constexpr):
+    """Fold the columns of z into a running (maximum, total), one pair a row: total = sum exp(z - maximum).
+
+    `lost`, zeros to begin with: what the roundings of total left out so far. In a confident token total is 1 plus very
+    little, a little more with every tile, and 1 - p_y is that little.
+    """
     new_maximum = tl.maximum(maximum, tl.max(z, axis=1))
-    total = total * accurate_exp(maximum - new_maximum)  # once a row: its cost is nothing
+    scale = accurate_exp(maximum - new_maximum)
     hi, c = scaled_maximum(new_maximum, PRECISE)
-    total += tl.sum(shifted_exp(z, hi, PRECISE), axis=1) * c
-    return new_maximum, total
+    step = tl.sum(shifted_exp(z, hi, PRECISE), axis=1) * c - lost * scale
+    total = total * scale
+    new_total = total + step
+    return new_maximum, new_total, (new_total - total) - step
