@@ -60,6 +60,8 @@ class Sessions:
         }
         function = functions.get(name) or getattr(self._session, name)
         answer: Answer = function(**request)
+        if self._session is not None:  # workers share the device: what waits in a cache is missing elsewhere
+            release_cached_memory(self._session.device)
         return answer
 
     def _open(self, **request: Any) -> Answer:
@@ -239,7 +241,6 @@ class ImplementationSession:
     def _yield_device(self) -> None:
         self.call.clear_gradients()
         synchronize(self.device)
-        release_cached_memory(self.device)
 
 
 class RefereeSession:
@@ -257,9 +258,7 @@ class RefereeSession:
         return {"input_checksum": self.checksum}
 
     def statistics(self) -> Answer:
-        described = input_statistics(self.case, self.tensors)
-        release_cached_memory(self.device)
-        return described
+        return input_statistics(self.case, self.tensors)
 
     def turn(self, samples: int) -> Answer:
         """Times the GEMM; its buffer lives only as long as the turn.
@@ -278,8 +277,6 @@ class RefereeSession:
             self.watch.mark()
             if sample > 0:
                 gemm_ms.append(self.watch.elapsed_ms()[0] / products)
-        del product
-        release_cached_memory(self.device)
         return {"gemm_ms": gemm_ms}
 
     def eager_errors(self) -> Answer:
@@ -287,7 +284,5 @@ class RefereeSession:
         budget = int(_ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
         truth = oracle(self.case, self.tensors, budget)
         errors = eager_errors(self.case, self.tensors, truth, int(_ORACLE_SHARE * free_bytes(self.device)))
-        del truth
-        release_cached_memory(self.device)
         answer: Answer = asdict(errors)
         return answer

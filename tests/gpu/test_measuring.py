@@ -11,7 +11,9 @@ from harness.case import Case
 from harness.worker.call import Call
 from harness.worker.inputs import Tensors, draw
 from harness.worker.memory import measure_memory
+from harness.worker.session import Sessions
 from harness.worker.timing import gemm_probe, sample, settle, stopwatch
+from implementations.registry import REGISTRY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -60,6 +62,22 @@ def tensors(device: torch.device) -> Tensors:
     drawn.input.requires_grad_(True)
     drawn.linear_weight.requires_grad_(True)
     return drawn
+
+
+def test_between_requests_a_worker_holds_its_inputs_alone() -> None:
+    """After the oracle too: what 14 judged workers kept in their caches once left the 15th no memory for its own."""
+    common = {"case": CASE.model_dump(mode="json"), "device": "cuda", "memory_fraction": 0.9}
+    referee, worker = Sessions(), Sessions()
+    referee.handle({"do": "open_referee", **common})
+    worker.handle({"do": "open", "path": REGISTRY["baseline"], "options": {}, **common})
+    referee.handle({"do": "turn", "samples": 1})
+    worker.handle({"do": "settle"})
+    held = torch.cuda.memory_reserved()
+    eager = referee.handle({"do": "eager_errors"})
+    assert torch.cuda.memory_reserved() <= held
+    worker.handle({"do": "turn", "samples": 1})
+    worker.handle({"do": "agree", "eager": eager, "max_excess": 4.0})
+    assert torch.cuda.memory_reserved() <= held
 
 
 def test_memory_is_that_of_the_call_to_the_byte(tensors: Tensors, device: torch.device) -> None:
