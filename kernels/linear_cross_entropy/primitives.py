@@ -168,7 +168,12 @@ def capped(z, softcap, PRECISE: tl.constexpr):
         series = series * squared - 0.3333333333333333
         t = tl.where(squared < 0.09, x + x * squared * series, t)
         slope = tl.where(squared < 0.6, (1.0 - t) * (1.0 + t), tl.div_rn(4.0 * e, (1.0 + e) * (1.0 + e)))
-    return softcap * t, slope
+        # Not softcap * t: the compiler fuses that into a later s - maximum, one term rounded and the other not, and
+        # the largest logit is then off its own maximum by up to half an ulp of it, 1e-6.
+        s = tl.fma(t, softcap + tl.zeros_like(t), tl.zeros_like(t))
+    else:
+        s = softcap * t
+    return s, slope
 
 
 @triton.jit

@@ -110,9 +110,10 @@ def test_a_delay_of_the_gpu_is_seen_in_its_half(tensors: Tensors, device: torch.
         columns = zip(*(sample(call, watch) for _ in range(9)), strict=True)
         return [sorted(column)[4] for column in columns]
 
-    _, fwd, bwd = median(Planned())
-    _, slow_fwd, same_bwd = median(Planned(forward_cycles=cycles))
-    _, same_fwd, slow_bwd = median(Planned(backward_cycles=cycles))
+    # both halves always wait: without anything to wait for, a half takes as long as its launches
+    _, fwd, bwd = median(Planned(forward_cycles=cycles, backward_cycles=cycles))
+    _, slow_fwd, same_bwd = median(Planned(forward_cycles=2 * cycles, backward_cycles=cycles))
+    _, same_fwd, slow_bwd = median(Planned(forward_cycles=cycles, backward_cycles=2 * cycles))
     delay = slow_fwd - fwd
     assert 1.5 < delay < 5  # what the clock makes of the cycles, in ms
     assert slow_bwd - bwd == pytest.approx(delay, rel=0.1)
