@@ -29,6 +29,7 @@ def test_against_the_definition():
     expected = {
         "entropy_nats": float(torch.distributions.Categorical(logits=z).entropy().mean()),
         "probability_above_2**-12_share": float((p > 2**-12).double().mean()),
+        "tail_mass_mean": float((p * (p <= 2**-12)).sum(1).mean()),
         "lse_mean_nats": float(z.logsumexp(1).mean()),
         "logit_std": float(z.std(correction=0)),
         "shared_direction_ratio": float(weight.mean(0).norm() / weight.norm(dim=1).mean()),
