@@ -1,121 +1,56 @@
-"""The bodies of `harness capture` and `harness inspect`: what they print, as markdown."""
+"""`python -m harness capture` and `inspect`: from options to output, and from what went wrong to one clear error."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pydantic import JsonValue
-from safetensors import SafetensorError, safe_open
-from tabulate import tabulate
+import typer
 
-from harness.capture.activations import Activations, capture, suite_case, write
+from harness.capture import describe
 from harness.capture.orders import ORDERS
-from harness.capture.source import InvalidSource, Source, from_checkpoint, from_huggingface
-from harness.capture.sparsity import Sparsity, sparsity
+from harness.capture.source import InvalidSource
 from harness.case import DType
+from harness.cli import UNFIT, fail
+from harness.run_directory import UnusableRun
+from harness.runs import UnfitEnvironment
+from harness.training.dataset import InvalidCorpus
+from harness.training.execution import choose_device
+
+AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
-def capture_to(
-    model: str, path: Path, *, text: list[Path], tokens: int, context: int, dtype: DType, device: torch.device
-) -> str:
-    """Captures `tokens` predictions of `model`, a checkpoint of ours or a Hugging Face model, into `path`.
-
-    Raises InvalidSource, and for checkpoints UnusableRun and InvalidCorpus.
-    """
-    activations = capture(_source(model, text, context, device), tokens, dtype, path)
-    write(activations, path)
-    return _described(activations, path)
-
-
-def _source(model: str, text: list[Path], context: int, device: torch.device) -> Source:
-    if not _is_ours(Path(model)):
-        return from_huggingface(model, text, context, device)
-    if text:
-        raise InvalidSource(f"{model} is a checkpoint of `harness train`: it runs on its own held-out text, not --text")
-    return from_checkpoint(Path(model), device)
-
-
-def _is_ours(path: Path) -> bool:
-    if (path / "checkpoints").is_dir() or any(path.glob("step-*")):
-        return True
-    config = path / "config.json"
-    return config.is_file() and "training" in json.loads(config.read_text(encoding="utf-8"))
-
-
-def _described(activations: Activations, path: Path) -> str:
-    rows = [(key, _number(value)) for key, value in activations.statistics.items()]
-    origin = [f"- {key}: {value}" for key, value in activations.origin.items()]
-    return "\n".join(
-        [
-            f"wrote {path} ({path.stat().st_size / 2**20:.0f} MiB)",
-            *origin,
-            "",
-            tabulate(rows, headers=["statistic", "value"], tablefmt="github", disable_numparse=True),
-            "",
-            "As a case of a suite:",
-            "",
-            f"    {suite_case(activations.case)}",
-        ]
-    )
-
-
-def _number(value: JsonValue) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def inspect(path: Path, *, tile: int, orders: list[str], device: torch.device) -> str:
-    """The sparsity of the captured head in each order, as a table.
-
-    Raises InvalidSource for a file that is none of ours, and for an order that does not exist.
-    """
-    unknown = [name for name in orders if name not in ORDERS]
-    if unknown:
-        raise InvalidSource(f"no order {', '.join(unknown)}; there are {', '.join(ORDERS)}")
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            input, weight, target = (file.get_tensor(name) for name in ("input", "linear_weight", "target"))
-            if "linear_bias" in file.keys():  # noqa: SIM118  (not a mapping)
-                raise InvalidSource(f"{path} has a linear_bias, which inspect leaves out: its softmax is another one")
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InvalidSource(f"{path} is no captured file: {error}") from error
-    softcap = metadata.get("softcap", "None")
-    found = [
-        sparsity(
-            name, input, weight, target,
-            order=ORDERS[name](weight, input, tile), tile=tile, softcap=None if softcap == "None" else float(softcap),
-        )
-        for name in orders
-    ]  # fmt: skip
-    shape = f"N {input.shape[0]}, D {input.shape[1]}, V {weight.shape[0]}, tiles of {tile} classes"
-    return f"{path}: {shape}\n\n{sparsity_table(found)}"
-
-
-def sparsity_table(found: list[Sparsity]) -> str:
-    """A row per order and threshold of a pair's mass; what belongs to the order alone stands in its first row."""
-    rows = []
-    for each in found:
-        shared = [
-            f"{100 * each.blocks:.1f} %",
-            f"{each.dropped_mass:.2g}",
-            f"{each.filter_input_error:.2g} / {each.filter_weight_error:.2g}",
-            " / ".join(f"{count:.0f}" for count in each.tiles_of_a_token),
-        ]
-        for index, tail in enumerate(each.tail):
-            rows.append(
-                [
-                    each.order if index == 0 else "",
-                    *(shared if index == 0 else [""] * len(shared)),
-                    f"{tail.mass_threshold:.2g}",
-                    f"{100 * tail.pairs:.1f} % ({100 * tail.padded:.1f})",
-                    f"{tail.input_error:.2g}",
-                    f"{tail.weight_error:.2g}",
-                ]
+def capture(
+    model: str, out: Path, text: list[Path], tokens: int, context: int, dtype: DType, device: AskedDevice
+) -> None:
+    """Writes the captured file and prints what it is. Raises typer.Exit."""
+    with _one_clear_error():
+        typer.echo(
+            describe.capture_to(
+                model, out, text=text, tokens=tokens, context=context, dtype=dtype, device=_device(device)
             )
-    headers = [
-        "order", "blocks above 2^-12", "mass the filter drops", "filter: dE / dC error",
-        "tiles of a token, 50 / 90 / 99 %", "pairs above", "pairs (padded)", "tail model: dE error", "dC error",
-    ]  # fmt: skip
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+        )
+
+
+def inspect(captured: Sequence[Path], tile: int, orders: list[str], device: AskedDevice) -> None:
+    """Prints the sparsity of every file in every order. Raises typer.Exit."""
+    with _one_clear_error():
+        for path in captured:
+            typer.echo(describe.inspect(path, tile=tile, orders=orders or list(ORDERS), device=_device(device)) + "\n")
+
+
+def _device(asked: AskedDevice) -> torch.device:
+    return torch.device(choose_device(asked))
+
+
+@contextmanager
+def _one_clear_error() -> Iterator[None]:
+    try:
+        yield
+    except (InvalidSource, InvalidCorpus, UnusableRun) as error:
+        fail(str(error))
+    except UnfitEnvironment as error:
+        fail(str(error), UNFIT)

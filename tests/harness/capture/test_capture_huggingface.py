@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from harness.capture.activations import capture, suite_case, write
-from harness.capture.command import capture_to, inspect
+from harness.capture.describe import capture_to, inspect
 from harness.capture.orders import ORDERS
 from harness.capture.source import InvalidSource, Source, from_huggingface
 from harness.suite_file import load_suite

@@ -1,0 +1,68 @@
+"""A training run on disk: `plan.json`, a directory per curve, and the report. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.record import Provenance
+from harness.run_directory import UnusableRun
+from harness.training.atomic import new_file
+from harness.training.config import Curve, DeviceType, TrainingConfig
+from harness.training.curve_log import CurveLog
+
+
+class TrainingPlan(BaseModel):
+    """What a training run was asked to do, on which text and machine; a resume does the rest of exactly this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: TrainingConfig
+    device: DeviceType
+    corpus_digest: str
+    corpus_description: str
+    provenance: Provenance
+
+
+class TrainingRun:
+    """The files of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._plan_path = path / "plan.json"
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to train the rest."""
+        return f"python -m harness train --resume {self.path}"
+
+    def log(self, curve: Curve) -> CurveLog:
+        return CurveLog(self.path / "curves" / curve.id)
+
+    def check_free(self) -> None:
+        """Raises UnusableRun if a run cannot begin here; before the text is read, not after."""
+        if self._plan_path.exists():
+            raise UnusableRun(
+                f"{self.path} holds a run already; continue it with --resume {self.path} or give another --out"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnusableRun(f"run directory {self.path} cannot be created: {error.strerror}") from error
+
+    def create(self, plan: TrainingPlan) -> None:
+        with new_file(self._plan_path) as temporary:
+            temporary.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def plan(self) -> TrainingPlan:
+        """What the run was asked for. Raises UnusableRun if this is no training run."""
+        try:
+            return TrainingPlan.model_validate_json(self._plan_path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UnusableRun(f"{self.path} holds no training run: {self._plan_path.name} is missing") from error
+        except ValidationError as error:
+            raise UnusableRun(
+                f"{self._plan_path} is no training's, damaged or of another version: {error.error_count()} mistakes, "
+                f"the first: {error.errors()[0]['msg']}"
+            ) from error
