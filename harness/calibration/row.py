@@ -1,0 +1,130 @@
+"""A row of the calibration sweep: a trained model's setting, whether it was scaled, and its metrics. No torch here.
+
+Metrics are fractions (accuracy and errors) or nats (loss and entropy), never per cents; None where one was not
+computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from tabulate import tabulate
+
+from harness.analysis.formats import DASH, number
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Of one head on one set of tokens. Suffix _mass: bins of equal mass, else of equal width. docs/calibration.md."""
+
+    tokens: int  # that counted
+    bin_count: int
+    accuracy: float
+    loss_nats: float  # mean negative log-likelihood, no label smoothing
+    entropy_nats: float  # mean
+    mean_confidence: float
+    ece: float
+    ece_floor: float  # what sampling alone would give
+    rms: float
+    mce: float
+    ece_mass: float  # top-label ACE
+    rms_mass: float
+    sce: float | None = None  # mean over classes
+    sce_total: float | None = None  # summed over classes
+    sce_total_floor: float | None = None  # the same, with targets drawn from the model's own predictions
+    ace: float | None = None
+    ace_total: float | None = None
+    ace_total_floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What distinguishes the models of a sweep."""
+
+    label_smoothing: float
+    softcap: float | None
+    hidden_size: int
+    vocab_size: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """One setting, as trained or after temperature scaling, on held-out tokens."""
+
+    setting: Setting
+    metrics: Metrics
+    temperature: float = 1.0
+    temperature_scaled: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature_scaled and self.temperature != 1.0:
+            raise ValueError(f"temperature is {self.temperature} in a row that is not temperature_scaled; it must be 1")
+
+
+def flat(row: CalibrationRow) -> dict[str, float | int | bool | None]:
+    """One level of names, as in a JSON line or a frame: setting, temperature, temperature_scaled, metrics."""
+    scaled = {"temperature": row.temperature, "temperature_scaled": row.temperature_scaled}
+    return {**asdict(row.setting), **scaled, **asdict(row.metrics)}
+
+
+def as_json_lines(rows: Sequence[CalibrationRow]) -> str:
+    """One strict JSON object a line; raises ValueError on a number that is not finite. No newline at the end."""
+    return "\n".join(json.dumps(flat(row), allow_nan=False) for row in rows)
+
+
+def as_markdown(rows: Sequence[CalibrationRow]) -> str:
+    """A table, the rows in the given order; errors in per cent, since their differences are in the third digit."""
+    return tabulate(
+        [_cells(row) for row in rows],
+        headers=list(_HEADERS),
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["right"] * len(_HEADERS),
+    )
+
+
+_HEADERS = (
+    "β",
+    "softcap",
+    "D",
+    "V",
+    "seed",
+    "T",
+    "accuracy %",
+    "loss nats",
+    "entropy nats",
+    "ECE % (floor)",
+    "RMS %",
+    "MCE %",
+    "ACE % (top)",
+    "SCE sum % (floor)",
+    "ACE sum % (floor)",
+)
+
+
+def _cells(row: CalibrationRow) -> list[str]:
+    setting, metrics = row.setting, row.metrics
+    return [
+        number(setting.label_smoothing),
+        DASH if setting.softcap is None else number(setting.softcap),
+        str(setting.hidden_size),
+        str(setting.vocab_size),
+        str(setting.seed),
+        f"{row.temperature:.3f}" if row.temperature_scaled else DASH,
+        _percent(metrics.accuracy),
+        f"{metrics.loss_nats:.3f}",
+        f"{metrics.entropy_nats:.3f}",
+        f"{_percent(metrics.ece)} ({_percent(metrics.ece_floor)})",
+        _percent(metrics.rms),
+        _percent(metrics.mce),
+        _percent(metrics.ece_mass),
+        f"{_percent(metrics.sce_total)} ({_percent(metrics.sce_total_floor)})",
+        f"{_percent(metrics.ace_total)} ({_percent(metrics.ace_total_floor)})",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.2f}"
