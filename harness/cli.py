@@ -241,6 +241,24 @@ def capture(
 
 
 @app.command()
+def calibrate(
+    runs: Annotated[list[Path], typer.Argument(help="run directories of `train`")],
+    out: Annotated[Path, typer.Option(help="directory of the report")] = Path("runs/calibration"),
+    tokens: Annotated[
+        int, typer.Option(min=1, help="held-out tokens that judge; as many choose the temperature")
+    ] = 65536,
+    classwise: Annotated[
+        bool, typer.Option("--classwise", help="SCE and ACE over classes too: five times the work")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
+) -> None:
+    """Judges how well trained models are calibrated, as trained and after temperature scaling."""
+    from harness.calibration import command  # noqa: PLC0415
+
+    command.calibrate(runs, out, tokens, classwise, device.value)
+
+
+@app.command()
 def inspect(
     captured: Annotated[list[Path], typer.Argument(help="captured files")],
     tile: Annotated[int, typer.Option(min=1, help="classes of a tile")] = 128,

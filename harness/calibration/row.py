@@ -64,6 +64,20 @@ class CalibrationRow:
             raise ValueError(f"temperature is {self.temperature} in a row that is not temperature_scaled; it must be 1")
 
 
+@dataclass(frozen=True)
+class EntropyRow:
+    """Entropies of a model's predictions beside what bounds them from below, in nats; docs/calibration.md."""
+
+    setting: Setting
+    mean_nats: float
+    least_nats: float  # of any token
+    bound_of_its_logits_nats: float  # mean over tokens: by the norm of the token's centred logits
+    bound_of_head_nats: float  # mean over tokens: by the centred head's norm and the hidden state's
+    theorem_bound_nats: float  # the paper's Theorem 4.2, with the measured sizes
+    maximum_nats: float  # log V
+    violations: int  # tokens below the first bound
+
+
 def flat(row: CalibrationRow) -> dict[str, float | int | bool | None]:
     """One level of names, as in a JSON line or a frame: setting, temperature, temperature_scaled, metrics."""
     scaled = {"temperature": row.temperature, "temperature_scaled": row.temperature_scaled}
@@ -84,6 +98,27 @@ def as_markdown(rows: Sequence[CalibrationRow]) -> str:
         disable_numparse=True,
         colalign=["right"] * len(_HEADERS),
     )
+
+
+def entropy_table(rows: Sequence[EntropyRow]) -> str:
+    """A row per model, in the given order."""
+    headers = ["β", "softcap", "D", "entropy", "least", "bound: own logits", "bound: head", "theorem", "log V", "below"]
+    cells = [
+        [
+            number(row.setting.label_smoothing),
+            DASH if row.setting.softcap is None else number(row.setting.softcap),
+            str(row.setting.hidden_size),
+            f"{row.mean_nats:.3f}",
+            f"{row.least_nats:.2g}",
+            f"{row.bound_of_its_logits_nats:.2g}",
+            f"{row.bound_of_head_nats:.2g}",
+            f"{row.theorem_bound_nats:.2g}",
+            f"{row.maximum_nats:.2f}",
+            str(row.violations),
+        ]
+        for row in rows
+    ]
+    return tabulate(cells, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=["right"] * len(headers))
 
 
 _HEADERS = (

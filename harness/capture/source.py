@@ -59,7 +59,8 @@ def from_checkpoint(path: Path, device: torch.device) -> Source:
         tokens=files.held_out(),
         origin={
             "model": str(path),
-            "trained_with": f"{checkpoint.loss}, label_smoothing {checkpoint.label_smoothing:g}",
+            "loss": checkpoint.loss,
+            "label_smoothing": f"{checkpoint.label_smoothing:g}",
             "step": str(checkpoint.step),
             "seed": str(config.training.seed),
             "text": f"held-out documents of {corpus.description}",

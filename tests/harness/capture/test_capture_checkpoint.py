@@ -41,7 +41,7 @@ def test_from_a_checkpoint_to_a_measured_row(trained: Path, tmp_path: Path) -> N
     with safe_open(str(late), framework="pt") as file, safe_open(str(early), framework="pt") as other:
         metadata, earlier = file.metadata(), other.metadata()
     assert (metadata["step"], earlier["step"]) == ("6", "2")
-    assert metadata["trained_with"] == "baseline, label_smoothing 0.1"
+    assert (metadata["loss"], metadata["label_smoothing"]) == ("baseline", "0.1")
     assert metadata["softcap"] == "5.0"
     assert metadata["corpus_sha256"] == earlier["corpus_sha256"] and metadata["checksum"] != earlier["checksum"]
     assert json.loads(metadata["statistics"])["counted_rows"] == 64

@@ -11,14 +11,30 @@ from harness.selection import InvalidSelection
 from harness.training.config import load_training, with_losses
 from harness.yaml_source import InvalidFile
 
-EXAMPLES = sorted(Path("examples").glob("training*.yaml"))
+COMPARISONS = sorted(Path("examples").glob("training*.yaml"))
+FOR_THEIR_MODELS = sorted([*Path("examples/captured").glob("*.yaml"), *Path("examples/calibration").glob("*.yaml")])
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 def test_shipped_trainings_are_valid_and_have_a_yardstick(path: Path) -> None:
     config = load_training(path)
     assert {loss.name for loss in config.loss} >= {"baseline", "torch-compile", "ours-exact", "ours-paper", "cce"}
     assert config.training.label_smoothing == [0.0, 0.1]
+
+
+@pytest.mark.parametrize("path", FOR_THEIR_MODELS, ids=lambda p: p.stem)
+def test_models_are_trained_with_exact_gradients_and_smoothing(path: Path) -> None:
+    config = load_training(path)
+    assert [loss.name for loss in config.loss] == ["ours-exact"]
+    assert {0.0, 0.1} <= set(config.training.label_smoothing)
+
+
+def test_the_calibration_sweep_is_two_sizes_by_two_softcaps() -> None:
+    configs = [load_training(path) for path in FOR_THEIR_MODELS if path.parent.name == "calibration"]
+    assert {(c.model.hidden_size, c.model.softcap) for c in configs} == {(d, s) for d in (256, 768) for s in (None, 30)}
+    assert all(c.training.label_smoothing == [0.0, 0.05, 0.1, 0.2, 0.3, 0.5] for c in configs)
+    script = Path("examples/calibration/run.sh").read_text()
+    assert all(path.stem in script for path in FOR_THEIR_MODELS if path.parent.name == "calibration")
 
 
 def test_the_parity_run_is_what_it_promises() -> None:

@@ -1,0 +1,72 @@
+"""From trained models to a calibration report, at toy size, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.harness.training.conftest import toy_settings, write_text
+
+
+def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of two curves each: without a softcap and with one; cce cannot train here and is left out."""
+    runs = []
+    directory = tmp_path_factory.mktemp("trained")
+    write_text(directory / "text", files=20)
+    for name, softcap in (("plain", None), ("capped", 5.0)):
+        settings = toy_settings(
+            directory,
+            model={"softcap": softcap},
+            training={"label_smoothing": [0.0, 0.5], "steps": 60, "learning_rate": 2e-2},
+            loss=["baseline", "cce"],
+        )
+        (directory / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        done = harness("train", directory / f"{name}.yaml", "--out", directory / name, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        runs.append(directory / name)
+    return runs
+
+
+def test_a_sweep_is_judged(trained: list[Path], tmp_path: Path) -> None:
+    done = harness("calibrate", *trained, "--out", tmp_path, "--tokens", 320, "--classwise", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    settings = [(r["softcap"], r["label_smoothing"], r["temperature_scaled"]) for r in rows]
+    assert settings == [(cap, beta, scaled) for cap in (None, 5.0) for beta in (0.0, 0.5) for scaled in (False, True)]
+    assert all(row["tokens"] == 320 and row["sce_total"] > 0 for row in rows)
+    by_setting = dict(zip(settings, rows, strict=True))
+    for cap in (None, 5.0):  # so much smoothing makes a model shy, and a temperature below 1 makes good for it
+        smoothed, scaled = by_setting[cap, 0.5, False], by_setting[cap, 0.5, True]
+        assert smoothed["mean_confidence"] < smoothed["accuracy"]
+        assert scaled["temperature"] < 1 and scaled["accuracy"] == smoothed["accuracy"]
+        assert scaled["loss_nats"] < smoothed["loss_nats"] and scaled["ece"] < smoothed["ece"]
+    text = (tmp_path / "report.md").read_text()
+    assert done.stdout == text
+    for picture in ("reliability-d16.svg", "reliability-d16-cap5.svg", "entropy-bound.svg"):
+        assert f"]({picture})" in text and (tmp_path / picture).exists()
+        assert (tmp_path / picture).with_suffix(".png").exists()
+    bounds = text.split("## Entropy and its bounds")[1]
+    below = [line.split("|")[-2].strip() for line in bounds.splitlines() if line.startswith("|") and "β" not in line]
+    assert below[1:] == ["0"] * 4
+    assert text.count("cce-b0") == 4 and "skipped" in text
+
+
+def test_what_cannot_be_judged_is_said(trained: list[Path], tmp_path: Path) -> None:
+    for arguments, said in (
+        ([tmp_path], "holds no training run"),
+        ([trained[0], "--tokens", 10**7], "20000000 were asked for"),
+    ):
+        done = harness("calibrate", *arguments, "--out", tmp_path / "x", "--device", "cpu")
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
