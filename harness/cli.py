@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from tabulate import tabulate
 
-from harness import __version__, runs, selection
+from harness import __version__, model_commands, runs, selection
 from harness.process import WorkerFailure
 from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
@@ -30,6 +30,7 @@ from implementations.registry import LOWER_BOUND
 USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
 
 
 class Format(StrEnum):
@@ -38,22 +39,6 @@ class Format(StrEnum):
     markdown = "markdown"
     csv = "csv"
     json = "json"
-
-
-class Device(StrEnum):
-    """Devices of the commands that compute in this process."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class HalfOrFloat(StrEnum):
-    """Dtypes of `capture`."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
@@ -206,69 +191,6 @@ def report(
         typer.echo(render(run_directory, format.value))
     except (OSError, ValueError) as error:
         fail(str(error))
-
-
-@app.command()
-def train(
-    config: Annotated[Path | None, typer.Argument(help="training file; may be left out with --resume")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory to create; default runs/CONFIG-TIME")] = None,
-    resume: Annotated[Path | None, typer.Option(help="run directory to continue")] = None,
-    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
-    loss: Annotated[
-        list[str] | None, typer.Option(help="train with this loss instead of the file's (repeatable)")
-    ] = None,
-) -> None:
-    """Trains a small language model with each loss and compares the curves."""
-    from harness.training import command  # noqa: PLC0415  (tokenizers, and torch: for training only)
-
-    command.train(config, out, resume, device.value, loss or [])
-
-
-@app.command()
-def capture(
-    model: Annotated[str, typer.Argument(help="a checkpoint of `train`, or a Hugging Face model: directory or name")],
-    out: Annotated[Path, typer.Option(help="the safetensors file to write")],
-    tokens: Annotated[int, typer.Option(min=1, help="N: how many predictions")] = 8192,
-    text: Annotated[list[Path] | None, typer.Option(help="text for a Hugging Face model (repeatable)")] = None,
-    context: Annotated[int, typer.Option(min=1, help="tokens of a window, of a Hugging Face model")] = 1024,
-    dtype: Annotated[HalfOrFloat, typer.Option(help="what the tensors are rounded to")] = HalfOrFloat.bfloat16,
-    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
-) -> None:
-    """Writes what a model's head sees to a file that suites measure on (inputs: file)."""
-    from harness.capture import command  # noqa: PLC0415  (torch: for captures only)
-
-    command.capture(model, out, text or [], tokens, context, dtype.value, device.value)
-
-
-@app.command()
-def calibrate(
-    runs: Annotated[list[Path], typer.Argument(help="run directories of `train`")],
-    out: Annotated[Path, typer.Option(help="directory of the report")] = Path("runs/calibration"),
-    tokens: Annotated[
-        int, typer.Option(min=1, help="held-out tokens that judge; as many choose the temperature")
-    ] = 65536,
-    classwise: Annotated[
-        bool, typer.Option("--classwise", help="SCE and ACE over classes too: five times the work")
-    ] = False,
-    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
-) -> None:
-    """Judges how well trained models are calibrated, as trained and after temperature scaling."""
-    from harness.calibration import command  # noqa: PLC0415
-
-    command.calibrate(runs, out, tokens, classwise, device.value)
-
-
-@app.command()
-def inspect(
-    captured: Annotated[list[Path], typer.Argument(help="captured files")],
-    tile: Annotated[int, typer.Option(min=1, help="classes of a tile")] = 128,
-    order: Annotated[list[str] | None, typer.Option(help="only this order of the vocabulary (repeatable)")] = None,
-    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
-) -> None:
-    """Prints how sparse captured heads are, tile by tile, in several orders of their vocabulary."""
-    from harness.capture import command  # noqa: PLC0415
-
-    command.inspect(captured, tile, order or [], device.value)
 
 
 @app.command()
