@@ -1,12 +1,13 @@
 """`ours-*`: this project's own kernels, `kernels.linear_cross_entropy`, and their ablations. Presets are data.
 
-Library: this repository. On a GPU Triton kernels, on a CPU chunked torch with the same semantics (and the same block
-filter), which is what code tested on a CPU gets. Supports every case.
+Library: this repository. On a GPU Triton kernels, on a CPU chunked torch with the same semantics (and a block filter,
+of other blocks), which is what code tested on a CPU gets. Supports every case.
 
 - `ours-exact` recomputes the logits slice by slice in the backward and computes every tile: deterministic.
 - `ours-paper` is the paper's kernel: tiles in which no logit gradient exceeds 2^-12 are skipped, the vocabulary is
-  sorted by average logit; `ours-paper-no-sort` and `ours-paper-no-filter` each leave one of the two out.
-- `ours-fused-no-filter`, `ours-fused`: the paper's fused version, gradients in the forward, scaled by the backward.
+  sorted by average logit; `ours-paper-no-sort` leaves the order as it is, `ours-paper-no-filter` filter and order.
+- `ours-fused`: the paper's fused version, gradients in the forward, scaled by the backward; `ours-fused-no-filter` the
+  same of `ours-exact`.
 
 The loss is fp32 whatever the inputs' dtype, as in the contract. What the filter drops is lost, as in the paper;
 smoothing never enters a filtered tile, so none of it is.

@@ -44,7 +44,8 @@ def linear_cross_entropy(
     eps / (V - 1) on the wrong classes and 1 - eps on the right one means label_smoothing = eps * V / (V - 1).
 
     Deviations from torch: the loss is fp32 whatever the input's dtype, and a target out of range is no
-    error unless `check_targets`: that row's loss is nan and it has no gradient.
+    error unless `check_targets`: that row's loss is nan and it has no gradient (nor has its lse, which is finite).
+    There is no double backward.
 
     Args:
         input: (..., D) activations; bf16, fp16 or fp32. Under autocast the operands are cast as F.linear's.
@@ -66,12 +67,15 @@ def linear_cross_entropy(
         filter_eps: the filter's threshold; None computes every tile the filtered way.
         sort_vocabulary: "filtered" only: group classes by their average logit (within each slice of the vocabulary
             that the backward works on), so that more tiles are empty.
-        fused: compute the gradients in the forward, so that the backward only scales them. A second
-            backward is an error. What one scalar does not determine (reduction="none", a differentiable
+        fused: compute the gradients in the forward, so that the backward only scales them. They are rounded before the
+            upstream gradient is known: with fp16 and a loss scale, whose purpose that defeats, leave it off. A second
+            backward is an error; under torch.compile, which copies what is scaled in place, it is not noticed, and the
+            peak has the gradients twice. What one scalar does not determine (reduction="none", a differentiable
             lse) is computed in the backward all the same.
-        pack_tokens: leave ignored rows out of every product, for one host synchronisation, in the forward.
+        pack_tokens: leave ignored rows out of every product, for one host synchronisation, in the forward, and a copy
+            of the rows that are left.
             False never synchronises; a CUDA graph capture implies it.
-        check_targets: raise a ValueError for targets out of range; one host synchronisation.
+        check_targets: raise a ValueError for targets out of range; one host synchronisation, and so a graph break.
 
     Returns:
         The loss, fp32: a scalar, or (...) for reduction="none". With return_lse and return_nll a tuple, in
@@ -83,7 +87,7 @@ def linear_cross_entropy(
     """
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     check_operands(input, linear_weight, target, linear_bias, weight)
-    check_settings(label_smoothing, reduction, softcap, gradient, filter_eps)
+    check_settings(label_smoothing, reduction, softcap, gradient, filter_eps, ignore_index)
     ignore_index = -100 if ignore_index is None else ignore_index
     if check_targets:
         check_targets_in_range(target, linear_weight.shape[0], ignore_index)
@@ -128,7 +132,8 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     if not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or not t.is_floating_point() else t.to(dtype) for t in tensors]
+    narrower = (torch.float32, torch.float16, torch.bfloat16)  # autocast leaves fp64 and integers as they are
+    return [t.to(dtype) if t is not None and t.dtype in narrower else t for t in tensors]
 
 
 def _unit_stride(matrix: Tensor) -> Tensor:

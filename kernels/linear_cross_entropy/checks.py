@@ -56,7 +56,12 @@ def _check_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_b
 
 
 def check_settings(
-    label_smoothing: float, reduction: str, softcap: float | None, gradient: str, filter_eps: float | None
+    label_smoothing: float,
+    reduction: str,
+    softcap: float | None,
+    gradient: str,
+    filter_eps: float | None,
+    ignore_index: int | None,
 ) -> None:
     """Values that are not tensors."""
     if not 0.0 <= label_smoothing <= 1.0:
@@ -67,12 +72,15 @@ def check_settings(
         raise ValueError(f"softcap: {softcap}; it must be positive and finite, or None")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: {gradient!r}; allowed are 'exact' and 'filtered'")
+    if ignore_index is not None and not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: {ignore_index!r}; it must be an integer, or None for -100")
     if filter_eps is not None and not 0.0 < filter_eps < 1.0:
         raise ValueError(f"filter_eps: {filter_eps}; it must lie in (0, 1), or be None for no filter")
 
 
 def check_targets_in_range(target: Tensor, vocab_size: int, ignore_index: int) -> None:
     """Reads the targets back: one host synchronisation."""
+    target = target.to(torch.int64)  # vocab_size or ignore_index may be no number of a narrow dtype
     wrong = ((target < 0) | (target >= vocab_size)) & (target != ignore_index)
     if bool(wrong.any()):
         example = int(target[wrong].flatten()[0])

@@ -20,7 +20,7 @@ from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.config import Tile, choose_tile, multiprocessors
 from kernels.linear_cross_entropy.logit_gradient import write_logit_gradient
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
-from kernels.linear_cross_entropy.products import add_product
+from kernels.linear_cross_entropy.products import add_product, write_product
 from kernels.linear_cross_entropy.slices import Scratch, plan_slices
 
 
@@ -54,7 +54,7 @@ def gradients(
         if grad_bias is not None:
             grad_bias[piece.start : piece.stop] = column_sum(dz)
         if grad_weight is not None:
-            torch.mm(dz.t(), E, out=grad_weight[piece.start : piece.stop])  # (width, N) @ (N, D)
+            write_product(grad_weight[piece.start : piece.stop], dz.t(), E)  # (width, N) @ (N, D)
     del scratch, dz  # the spare buffer, before dE is rounded into memory of its own
     grad_input = None if accumulator is None else accumulator.to(E.dtype)
     return Gradients(grad_input, grad_weight, grad_bias)

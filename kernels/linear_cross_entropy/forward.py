@@ -4,7 +4,7 @@
 
 Not materialised: the logits, and any per-tile partial. A program keeps the running log-sum-exp of its 128
 tokens in registers while it walks over its share of the vocabulary, so what is written is one partial per
-token and vocabulary group: 8 bytes (12 with smoothing) * groups * N, at most PARTIALS_BYTES. There are no
+token and vocabulary group: 8 bytes (12 with smoothing) * groups * N, at most PARTIALS_BYTES, or 2 groups. There are no
 locks and no atomics: the same inputs give the same bits.
 
 Numerics: products accumulate in fp32, everything after them is fp32. The target logit is taken from the

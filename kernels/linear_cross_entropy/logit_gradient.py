@@ -76,6 +76,7 @@ def logit_gradient_kernel(
     e_scale = tl.div_rn(p_scale, tl.load(total + rows, mask=in_batch, other=1.0))
     top, correction = scaled_maximum(top, PRECISE)
     e_scale *= correction
+    broken = e_scale != e_scale  # noqa: PLR0124 - a nan in the row's operands is in its total: no filter may drop it
     # Rows without a gradient may have no normalisation either: exp could be inf there, and inf * 0 nan.
     top = tl.where(p_scale == 0.0, float("inf"), top)
     e_scale = tl.where(p_scale == 0.0, 0.0, e_scale)
@@ -105,7 +106,7 @@ def logit_gradient_kernel(
             d = tl.where(local[None, :] == y_local[:, None], d - g_keep[:, None], d)
         if FILTER:
             excess = tl.where((local < width - col)[None, :], tl.abs(d), 0.0)
-            any_large = tl.max((tl.max(excess, axis=1) > bound).to(tl.int32), axis=0)
+            any_large = tl.max(((tl.max(excess, axis=1) > bound) | broken).to(tl.int32), axis=0)
             tl.store(active + block * tiles + tile, any_large)
         # A filtered tile is written too, and never read: a branch around the store spills registers.
         store_tile(dz, row, col, d, N, width, stride_dz, TMA, BLOCK_N, BLOCK_V)

@@ -28,12 +28,15 @@ class LinearCrossEntropyLoss(nn.Module):
         unknown = sorted(set(settings) - known)
         if unknown:
             raise TypeError(f"{unknown[0]}: no such setting; allowed are {', '.join(sorted(known))}")
+        if settings.get("weight") is not None:
+            raise NotImplementedError("weight: class weights are not supported; leave it None")
         check_settings(
             settings.get("label_smoothing", 0.0),
             settings.get("reduction", "mean"),
             settings.get("softcap"),
             settings.get("gradient", "exact"),
             settings.get("filter_eps", FILTER_EPS),
+            settings.get("ignore_index"),
         )
         self.settings = settings
 

@@ -210,8 +210,10 @@ def logsumexp_update(maximum, total, lost, z, PRECISE: tl.constexpr):
     little, a little more with every tile, and 1 - p_y is that little.
     """
     new_maximum = tl.maximum(maximum, tl.max(z, axis=1))
-    scale = accurate_exp(maximum - new_maximum)
-    hi, c = scaled_maximum(new_maximum, PRECISE)
+    # A bias of -inf masks a class; where it masks all so far, z - new_maximum would be inf - inf.
+    finite = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    scale = accurate_exp(maximum - finite)
+    hi, c = scaled_maximum(finite, PRECISE)
     step = tl.sum(shifted_exp(z, hi, PRECISE), axis=1) * c - lost * scale
     total = total * scale
     new_total = total + step

@@ -1,7 +1,31 @@
 """The two products that cuBLAS does better than a Triton kernel of ours: dz.T @ E and dE += dz @ C."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """fp32 products on a GPU in fp32 inside, whatever torch.set_float32_matmul_precision says: "exact" means it."""
+    backend = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def write_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out = a @ b, accumulated in fp32 and rounded once."""
+    if a.dtype == torch.float32:
+        with without_tf32():
+            torch.mm(a, b, out=out)
+    else:
+        torch.mm(a, b, out=out)
 
 
 def add_product(accumulator: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -11,7 +35,8 @@ def add_product(accumulator: Tensor, a: Tensor, b: Tensor, *, first: bool) -> No
     for CUDA only; elsewhere (interpreter tests) the operands are widened first.
     """
     if a.dtype == torch.float32:
-        torch.mm(a, b, out=accumulator) if first else accumulator.addmm_(a, b)
+        with without_tf32():
+            torch.mm(a, b, out=accumulator) if first else accumulator.addmm_(a, b)
     elif not a.is_cuda:
         product = a.float() @ b.float()
         accumulator.copy_(product) if first else accumulator.add_(product)

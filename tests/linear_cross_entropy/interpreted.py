@@ -149,6 +149,32 @@ def test_huge_logits_of_ignored_rows_leave_no_nan() -> None:
     check_gradients(problem, POINTERS)
 
 
+@TILES
+@pytest.mark.parametrize("groups", [1, 3])
+def test_classes_masked_by_the_bias(tile: Tile, groups: int) -> None:
+    """A bias of -inf over whole tiles, whole vocabulary groups, the last ragged one: padded vocabularies do that."""
+    problem = make_problem("gaussian", 40, 24, 600, bias=True)
+    problem.target.copy_(torch.arange(40) + 300)
+    for masked in (slice(0, 260), slice(350, 600), slice(1, 2)):
+        problem.bias.zero_()[masked] = float("-inf")
+        problem.bias[300:340] = 0.0
+        check_statistics(problem, tile, groups)
+        check_gradients(problem, tile)
+
+
+@pytest.mark.parametrize("eps", [2.0**-12, 0.125])
+def test_a_filter_drops_no_nan(eps: float) -> None:
+    problem = make_problem("gaussian", 70, 24, 517)
+    problem.input[5] = float("nan")
+    statistics, upstream = forward.statistics(problem, POINTERS), mean_upstream(problem)
+    method, nothing = Method(True, eps, False), torch.zeros_like(upstream)
+    found = filtered.gradients(
+        problem, statistics, upstream, nothing, Needs(True, True), method, tile=POINTERS, product=product_of(POINTERS)
+    )
+    assert bool(found.weight.isnan().all()) and bool(found.input[5].isnan().all())
+    assert not bool(found.input[6:].isnan().any())
+
+
 def test_targets_out_of_range_give_nan_losses_and_no_gradient() -> None:
     problem = make_problem("gaussian", 20, 16, 150, beta=0.1)
     problem.target[:3] = torch.tensor([150, -1, 2**40])

@@ -191,3 +191,5 @@ def test_module() -> None:
         LinearCrossEntropyLoss(smoothing=0.1)
     with pytest.raises(ValueError, match=r"label_smoothing: 1\.5"):
         LinearCrossEntropyLoss(label_smoothing=1.5)
+    with pytest.raises(NotImplementedError, match="weight: class weights"):
+        LinearCrossEntropyLoss(weight=torch.ones(3))

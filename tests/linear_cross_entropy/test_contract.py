@@ -41,6 +41,7 @@ BAD = [
     (dict(softcap=float("inf")), ValueError, "softcap: inf"),
     (dict(gradient="fast"), ValueError, "gradient: 'fast'"),
     (dict(filter_eps=0.0), ValueError, "filter_eps: 0.0"),
+    (dict(ignore_index=1.5), TypeError, "ignore_index: 1.5"),
 ]
 
 
@@ -61,6 +62,26 @@ def test_targets_out_of_range() -> None:
     assert input.grad[[2, 5]].abs().max() == 0 and weight.grad.isfinite().all()
     with pytest.raises(ValueError, match=r"target: 2 classes outside \[0, 30\), for example 30"):
         linear_cross_entropy(input, weight, target, check_targets=True)
+
+
+@pytest.mark.parametrize(("dtype", "value", "vocab"), [("uint8", 50, 300), ("int8", 100, 200)])
+def test_targets_of_narrow_dtypes_are_checked_as_numbers(dtype: str, value: int, vocab: int) -> None:
+    """300 is no uint8 and 200 no int8: compared in the target's own dtype they wrap around."""
+    input, weight = torch.randn(4, 8), torch.randn(vocab, 8)
+    target = torch.full((4,), value, dtype=getattr(torch, dtype))
+    checked = linear_cross_entropy(input, weight, target, check_targets=True)
+    assert checked == linear_cross_entropy(input, weight, target.long())
+    target[0] = 156 if dtype == "uint8" else -1  # 156 is -100 modulo 256
+    if dtype == "uint8":
+        weight = weight[:100]
+    with pytest.raises(ValueError, match=r"target: 1 classes outside"):
+        linear_cross_entropy(input, weight, target, check_targets=True)
+
+
+def test_autocast_leaves_fp64_alone_as_it_does_for_linear() -> None:
+    input, weight, target = operands(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"input: dtype torch.float64"):
+        linear_cross_entropy(input, weight, target)
 
 
 def test_second_backward_of_fused_is_a_clear_error() -> None:
