@@ -39,6 +39,7 @@ class Format(StrEnum):
     markdown = "markdown"
     csv = "csv"
     json = "json"
+    html = "html"
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:

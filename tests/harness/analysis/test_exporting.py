@@ -142,7 +142,7 @@ def test_render_and_write_report(records: list[Record], write_run: WriteRun) -> 
     assert report == run / "report.md"
     assert first.decode() == render(run, "markdown") + "\n"
     assert write_report(run).read_bytes() == first
-    assert sorted(path.name for path in run.iterdir()) == ["records.jsonl", "report.md"]
+    assert sorted(path.name for path in run.iterdir()) == ["pictures", "records.jsonl", "report.html", "report.md"]
 
 
 def test_reading_results_imports_no_torch() -> None:

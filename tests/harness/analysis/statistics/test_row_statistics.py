@@ -1,0 +1,92 @@
+"""What a table can print beside a median: per record, from records alone, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from harness.analysis.statistics.detection import Kind
+from harness.analysis.statistics.error_rates import simulated_case
+from harness.analysis.statistics.ratio import ratio_interval, time_interval
+from harness.analysis.statistics.rows import RowStatistics, row_statistics
+from harness.analysis.statistics.simulation import NOISE_AND_DRIFT, QUIET, SimulatedRun
+from harness.record import Record, Times
+
+MakeRecord = Callable[..., Record]
+
+
+def _records(run: SimulatedRun, make_record: MakeRecord) -> list[Record]:
+    gemm_ms = run.turns["gemm"].values.ravel().tolist()
+    rows = {"liger": "head", "baseline": "base"}
+    return [
+        make_record(name, times=run.times(row)).model_copy(update={"gemm_ms": gemm_ms}) for name, row in rows.items()
+    ]
+
+
+def _by_name(found: list[RowStatistics]) -> dict[str, RowStatistics]:
+    return {row.implementation: row for row in found}
+
+
+def test_intervals_of_every_timed_row(make_record: MakeRecord) -> None:
+    run = simulated_case(QUIET, 12, seed=0, slowdown=0.05)
+    records = [*_records(run, make_record), make_record("cce", status="unavailable")]
+    found = row_statistics(records)
+    assert [row.implementation for row in found] == ["liger", "baseline"]
+    liger, baseline = found
+    turns = run.turns
+    assert liger.time_ms == time_interval(turns["head"])
+    assert liger.to_reference == ratio_interval(turns["head"], turns["base"])
+    assert liger.to_gemm == ratio_interval(turns["head"], turns["gemm"])
+    assert baseline.to_reference is None and baseline.to_gemm is not None
+    assert liger.findings == baseline.findings == ()
+
+
+def test_intervals_do_not_depend_on_the_order_of_records(make_record: MakeRecord) -> None:
+    records = _records(simulated_case(NOISE_AND_DRIFT, 12, seed=0), make_record)
+    assert _by_name(row_statistics(records)) == _by_name(row_statistics(records[::-1]))
+
+
+def test_a_row_that_played_longer_is_paired_by_common_rounds(make_record: MakeRecord) -> None:
+    long, short = _records(simulated_case(QUIET, 20, seed=0), make_record)
+    assert short.times is not None
+    lists = {name: values[:24] for name, values in short.times.model_dump().items() if isinstance(values, list)}
+    short = short.model_copy(update={"times": Times(**(short.times.model_dump() | lists))})
+    found = _by_name(row_statistics([long, short]))["liger"]
+    assert found.to_reference is not None and found.to_gemm is not None
+    assert (found.to_reference.rounds, found.to_gemm.rounds) == (12, 20)
+
+
+def test_a_reference_of_another_group_played_other_rounds(make_record: MakeRecord) -> None:
+    head, base = _records(simulated_case(QUIET, 12, seed=0), make_record)
+    other = base.model_copy(update={"gemm_ms": [time_ms * 1.01 for time_ms in base.gemm_ms]})
+    assert _by_name(row_statistics([head, other]))["liger"].to_reference is None
+
+
+def test_findings_of_a_drifting_throttled_row(make_record: MakeRecord) -> None:
+    run = simulated_case(replace(NOISE_AND_DRIFT, throttle_step=0.1), 20, seed=0)
+    found = _by_name(row_statistics(_records(run, make_record)))["liger"]
+    assert {finding.kind for finding in found.findings} >= {Kind.TOO_WIDE, Kind.DRIFT, Kind.THROTTLING}
+    assert {finding.row for finding in found.findings} == {"liger"}
+
+
+def test_a_cpu_has_no_time_in_gemms(make_record: MakeRecord) -> None:
+    head = _records(simulated_case(QUIET, 12, seed=0), make_record)[0]
+    on_cpu = head.model_copy(update={"provenance": head.provenance.model_copy(update={"device": "cpu"})})
+    assert row_statistics([on_cpu])[0].to_gemm is None
+
+
+def test_three_rounds_have_no_intervals(make_record: MakeRecord) -> None:
+    found = row_statistics([make_record("baseline"), make_record("liger")])
+    assert [(row.time_ms, row.to_reference, row.to_gemm, row.findings) for row in found] == [(None, None, None, ())] * 2
+
+
+@pytest.mark.parametrize("module", ["rows", "error_rates"])
+def test_reading_statistics_imports_no_torch(module: str) -> None:
+    program = f"import sys, harness.analysis.statistics.{module}; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
