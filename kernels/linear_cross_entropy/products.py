@@ -9,14 +9,25 @@ from torch import Tensor
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """fp32 products on a GPU in fp32 inside, whatever torch.set_float32_matmul_precision says: "exact" means it."""
-    backend = torch.backends.cuda.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
+    """fp32 products on a GPU in fp32 inside, whatever torch.set_float32_matmul_precision says: "exact" means it.
+
+    torch has an older and a newer interface to the flag, and cuBLAS's products fail where the two disagree: both are
+    set, and both restored.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    newer = [backend.fp32_precision for backend in backends]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # they disagree already; only the newer one can be restored
+        older = None
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for backend, precision in zip(backends, newer, strict=True):
+            backend.fp32_precision = precision
 
 
 def write_product(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from kernels import linear_cross_entropy
 from kernels.linear_cross_entropy import operators
+from kernels.linear_cross_entropy.products import without_tf32
 
 
 def operands(dtype: torch.dtype = torch.float32, grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +77,20 @@ def test_targets_of_narrow_dtypes_are_checked_as_numbers(dtype: str, value: int,
         weight = weight[:100]
     with pytest.raises(ValueError, match=r"target: 1 classes outside"):
         linear_cross_entropy(input, weight, target, check_targets=True)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_tf32_is_off_inside_and_as_it_was_after(precision: str) -> None:
+    """`allow_tf32` is what cuBLAS's products ask for; it raises where torch's two interfaces disagree."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with without_tf32():
+            assert torch.backends.cuda.matmul.allow_tf32 is False
+        assert torch.backends.cuda.matmul.allow_tf32 is (precision != "highest")
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_autocast_leaves_fp64_alone_as_it_does_for_linear() -> None:
