@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.atomic import new_file
 from harness.case import Case
 from harness.record import Record
 from harness.suite import Suite, Where
@@ -62,7 +63,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnusableRun(f"run directory {self.path} cannot be created: {error.strerror}") from error
-        _write_atomically(self._plan_path, plan.model_dump_json(indent=1, exclude_unset=True) + "\n")
+        with new_file(self._plan_path) as temporary:
+            temporary.write_text(plan.model_dump_json(indent=1, exclude_unset=True) + "\n", encoding="utf-8")
 
     def plan(self) -> Plan:
         """What the run was asked for. Raises UnusableRun if this is no run."""
@@ -112,15 +114,6 @@ class RunDirectory:
         complete = {case for case, done in rows.items() if done >= set(plan.implementations)}
         kept = [line for line, owner in zip(lines, owners, strict=True) if owner in complete]
         if torn or len(kept) < len(lines):
-            _write_atomically(self.records_path, b"".join(line + b"\n" for line in kept))
+            with new_file(self.records_path) as temporary:
+                temporary.write_bytes(b"".join(line + b"\n" for line in kept))
         return complete
-
-
-def _write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces `path` so that a kill leaves either the old or the new file."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import typer
 
 from harness.calibration.report import write_report
 from harness.calibration.sweep import judge_runs
-from harness.capture.source import InvalidSource
-from harness.cli import UNFIT, fail
+from harness.capture.command import AskedDevice, one_clear_error
+from harness.cli import fail
 from harness.progress import console
-from harness.run_directory import UnusableRun
-from harness.runs import UnfitEnvironment
-from harness.training.dataset import InvalidCorpus
 from harness.training.execution import choose_device
 from harness.training.training_run import TrainingRun
-
-AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
 def calibrate(runs: Sequence[Path], out: Path, tokens: int, classwise: bool, device: AskedDevice) -> None:
     """Judges the models of `runs` and prints the report. Raises typer.Exit."""
-    try:
+    with one_clear_error():
         chosen = torch.device(choose_device(device))
         judged, left_out = judge_runs(
             runs, tokens, classwise, chosen, lambda path: console.print(f"judging {path}", soft_wrap=True)
@@ -34,8 +28,4 @@ def calibrate(runs: Sequence[Path], out: Path, tokens: int, classwise: bool, dev
             fail(f"no finished curve in {', '.join(map(str, runs))}: {'; '.join(left_out)}")
         plans = [TrainingRun(path).plan() for path in runs]
         typer.echo(write_report(out, judged, left_out, plans), nl=False)
-    except (InvalidSource, InvalidCorpus, UnusableRun) as error:
-        fail(str(error))
-    except UnfitEnvironment as error:
-        fail(str(error), UNFIT)
     console.print(f"report, rows and pictures in {out}", soft_wrap=True)

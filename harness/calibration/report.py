@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.atomic import new_file
 from harness.calibration.entropy_figure import write_gap_figure
 from harness.calibration.reliability import Reliability, write_reliability
 from harness.calibration.row import as_json_lines, as_markdown, entropy_table
 from harness.calibration.sweep import JudgedModel
-from harness.training.atomic import new_file
 from harness.training.training_run import TrainingPlan
 
 

@@ -12,9 +12,9 @@ from pydantic import JsonValue
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.atomic import new_file
 from harness.capture.source import InvalidSource, Source
 from harness.case import Case, DType, Inputs
-from harness.training.atomic import new_file
 from harness.worker.inputs import Tensors, checksum
 from harness.worker.statistics import input_statistics
 

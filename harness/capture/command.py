@@ -27,7 +27,7 @@ def capture(
     model: str, out: Path, text: list[Path], tokens: int, context: int, dtype: DType, device: AskedDevice
 ) -> None:
     """Writes the captured file and prints what it is. Raises typer.Exit."""
-    with _one_clear_error():
+    with one_clear_error():
         typer.echo(
             describe.capture_to(
                 model, out, text=text, tokens=tokens, context=context, dtype=dtype, device=_device(device)
@@ -37,7 +37,7 @@ def capture(
 
 def inspect(captured: Sequence[Path], tile: int, orders: list[str], device: AskedDevice) -> None:
     """Prints the sparsity of every file in every order. Raises typer.Exit."""
-    with _one_clear_error():
+    with one_clear_error():
         for path in captured:
             typer.echo(describe.inspect(path, tile=tile, orders=orders or list(ORDERS), device=_device(device)) + "\n")
 
@@ -47,7 +47,8 @@ def _device(asked: AskedDevice) -> torch.device:
 
 
 @contextmanager
-def _one_clear_error() -> Iterator[None]:
+def one_clear_error() -> Iterator[None]:
+    """What a capture cannot be made from becomes one error and an exit code; `calibrate` captures too."""
     try:
         yield
     except (InvalidSource, InvalidCorpus, UnusableRun) as error:

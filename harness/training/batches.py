@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from harness.training.atomic import new_file
+from harness.atomic import new_file
 from harness.training.corpus import Corpus, InvalidCorpus
 from harness.training.tokenizer import END_OF_DOCUMENT
 

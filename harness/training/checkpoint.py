@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
 
+from harness.atomic import new_directory
 from harness.run_directory import UnusableRun
-from harness.training.atomic import new_directory
 from harness.training.config import Curve, TrainingConfig
 from harness.training.model import LanguageModel
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from harness.atomic import new_file
 from harness.case import DATA
-from harness.training.atomic import new_file
 
 OutcomeStatus = Literal["finished", "skipped", "failed"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.training.atomic import new_file
+from harness.atomic import new_file
 from harness.training.curves import BASELINE, YARDSTICK, TrainedCurve, draw, find, read_curves
 from harness.training.parity import parity_rows, parity_table
 from harness.training.training_run import TrainingPlan, TrainingRun

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness.training.atomic import new_file
+from harness.atomic import new_file
 from harness.training.corpus import Corpus, InvalidCorpus
 
 END_OF_DOCUMENT = "<|end|>"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.atomic import new_file
 from harness.record import Provenance
 from harness.run_directory import UnusableRun
-from harness.training.atomic import new_file
 from harness.training.config import Curve, DeviceType, TrainingConfig
 from harness.training.curve_log import CurveLog
 
