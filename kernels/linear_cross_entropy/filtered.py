@@ -34,8 +34,8 @@ from kernels.linear_cross_entropy.config import (
 )
 from kernels.linear_cross_entropy.logit_gradient import write_logit_gradient
 from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
-from kernels.linear_cross_entropy.reference import average_logits
 from kernels.linear_cross_entropy.slices import Scratch, Slice, plan_slices
+from kernels.linear_cross_entropy.vocabulary_order import average_logits
 
 
 def gradients(
@@ -114,7 +114,7 @@ def class_order(problem: Problem, slices: list[Slice]) -> Tensor:  # (V,) int64
     behind it stay free for scratch, and slices can be wide. The paper's grouping loses at most one tile a slice by it,
     since each slice's likely classes still come first in it.
     """
-    average = average_logits(problem)
+    average = average_logits(problem.weight, problem.input, problem.bias)
     pieces = [torch.argsort(average[p.start : p.stop], descending=True, stable=True) + p.start for p in slices]
     return torch.cat(pieces)
 

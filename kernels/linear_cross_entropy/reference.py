@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.vocabulary_order import average_logits
 
 CHUNK_BYTES = 64 * 2**20  # of fp32 logits
 BLOCK_N, BLOCK_V = 128, 256  # the filter's tile, as on the GPUs with a copy engine
@@ -59,7 +60,7 @@ def gradients(
     grad_weight = C.new_zeros(C.shape, dtype=wide) if needs.weight else None
     grad_bias = C.new_zeros(V, dtype=wide) if needs.bias else None
     if method.sort and order is None:
-        order = torch.argsort(average_logits(problem), descending=True, stable=True)
+        order = torch.argsort(average_logits(C, E, problem.bias), descending=True, stable=True)
     filtering = method.filtered and method.eps > 0
     for rows in _chunks(problem, blocks[0]):
         s, slope = _logits(problem, rows, weight, bias)
@@ -81,13 +82,6 @@ def gradients(
             grad_weight += dz.t() @ E[rows].to(wide)
     narrow = [None if t is None else t.to(C.dtype) for t in (grad_input, grad_weight, grad_bias)]
     return Gradients(*narrow)
-
-
-def average_logits(problem: Problem) -> Tensor:  # (V,)
-    """The logit of every class averaged over the tokens: one product, since logits are linear in E."""
-    mean = problem.input.mean(dim=0, dtype=torch.float32).to(problem.weight.dtype)
-    average = torch.mv(problem.weight, mean)
-    return average if problem.bias is None else average + problem.bias
 
 
 def _filtered(dz: Tensor, bound: Tensor, order: Tensor | None, blocks: tuple[int, int]) -> Tensor:

@@ -18,14 +18,19 @@ POWER_ITERATIONS = 8  # a split needs no more of the top direction than which si
 SAMPLED_TOKENS = 8192  # for the covariance: 64 samples for each of 128 directions
 
 
+def average_logits(linear_weight: Tensor, input: Tensor, linear_bias: Tensor | None = None) -> Tensor:  # (V,)
+    """The logit of every class averaged over the tokens: one product, since logits are linear in input (N, D)."""
+    mean = input.mean(dim=0, dtype=torch.float32).to(linear_weight.dtype)
+    average = torch.mv(linear_weight, mean)
+    return average if linear_bias is None else average + linear_bias
+
+
 def average_logit_order(linear_weight: Tensor, input: Tensor) -> Tensor:
     """(V,) int64: classes by their logit averaged over the tokens, descending, as the paper sorts them.
 
-    linear_weight (V, D), input (N, D). One matrix-vector product, since logits are linear in input; a softcap is
-    monotone and does not matter.
+    linear_weight (V, D), input (N, D). A softcap is monotone and does not matter.
     """
-    mean = input.mean(dim=0, dtype=torch.float32).to(linear_weight.dtype)
-    return torch.argsort(torch.mv(linear_weight, mean).float(), descending=True, stable=True)
+    return torch.argsort(average_logits(linear_weight, input), descending=True, stable=True)
 
 
 def logit_features(linear_weight: Tensor, input: Tensor, directions: int = 128) -> Tensor:
