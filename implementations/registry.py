@@ -13,6 +13,11 @@ from implementations.contract import Implementation, as_implementation
 LOWER_BOUND = "lower-bound"
 
 REGISTRY: dict[str, str] = {
+    "ours": "implementations.ours:auto",
+    "ours-no-sort": "implementations.ours:no_sort",
+    "ours-average-logit-sort": "implementations.ours:average_logit_sort",
+    "ours-no-tail": "implementations.ours:no_tail",
+    "ours-no-first-order": "implementations.ours:no_first_order",
     "ours-exact": "implementations.ours:exact",
     "ours-paper": "implementations.ours:paper",
     "ours-paper-no-sort": "implementations.ours:paper_no_sort",

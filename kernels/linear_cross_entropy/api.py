@@ -4,8 +4,17 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import operators
-from kernels.linear_cross_entropy.checks import check_operands, check_settings, check_targets_in_range
+from kernels.linear_cross_entropy.checks import (
+    check_operands,
+    check_order,
+    check_settings,
+    check_tail,
+    check_targets_in_range,
+)
+from kernels.linear_cross_entropy.config import tail_tile_classes
 from kernels.linear_cross_entropy.problem import FILTER_EPS
+from kernels.linear_cross_entropy.tail import operators as tail_operators
+from kernels.linear_cross_entropy.tail.report import GradientStats
 
 
 def linear_cross_entropy(
@@ -21,13 +30,18 @@ def linear_cross_entropy(
     softcap: float | None = None,
     return_lse: bool = False,
     return_nll: bool = False,
-    gradient: str = "exact",
+    return_stats: bool = False,
+    gradient: str = "auto",
+    gradient_tolerance: float | None = None,
+    vocabulary_order: Tensor | None = None,
+    model_tail: bool = True,
+    first_order: bool = True,
     filter_eps: float | None = FILTER_EPS,
     sort_vocabulary: bool = True,
     fused: bool = False,
     pack_tokens: bool = True,
     check_targets: bool = False,
-) -> Tensor | tuple[Tensor, ...]:
+) -> Tensor | tuple[Tensor | GradientStats, ...]:
     r"""Label-smoothed cross-entropy of a linear head, without its logits ever in memory.
 
     Equivalent to, and with the argument names of `torch.nn.functional.linear_cross_entropy`::
@@ -61,9 +75,21 @@ def linear_cross_entropy(
             z-loss needs no second pass.
         return_nll: also return the unsmoothed negative log-likelihood, (...) fp32, 0 in ignored rows;
             detached.
-        gradient: "exact" computes every tile of the logit gradient, deterministically. "filtered" is the
+        return_stats: also return a GradientStats, which the backward fills in: the path taken, the share of (token,
+            vocabulary tile) pairs computed, error bounds. Costs time in the backward; not under torch.compile.
+        gradient: "auto" computes the pairs of token and vocabulary tile that matter and models the others (docs/
+            tail-correction.md), or all of them where too many matter: bf16 and fp16 on a GPU, else "exact". Its sums
+            over tiles are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
+            "exact" computes every tile of the logit gradient, deterministically. "filtered" is the
             paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It is faster and
-            loses what it skips; smoothing is exact either way.
+            loses what it skips; smoothing is exact whichever is chosen.
+        gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
+            beside the rounding of their dtype. None means half a unit in the last place of it, bf16 0.002, fp16
+            0.00024, about what torch's own roundings add up to. Smaller is slower.
+        vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
+            neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module keeps one.
+        model_tail, first_order: "auto" and "corrected" only: False leaves the tail, or its first-order term, out
+            (for measuring what each is worth).
         filter_eps: the filter's threshold; None computes every tile the filtered way.
         sort_vocabulary: "filtered" only: group classes by their average logit (within each slice of the vocabulary
             that the backward works on), so that more tiles are empty.
@@ -78,8 +104,8 @@ def linear_cross_entropy(
         check_targets: raise a ValueError for targets out of range; one host synchronisation, and so a graph break.
 
     Returns:
-        The loss, fp32: a scalar, or (...) for reduction="none". With return_lse and return_nll a tuple, in
-        the order (loss, lse, nll), without what was not asked for.
+        The loss, fp32: a scalar, or (...) for reduction="none". With return_lse, return_nll and return_stats a tuple, in
+        the order (loss, lse, nll, stats), without what was not asked for.
 
     Raises:
         ValueError, TypeError: arguments that do not fit together; the message names the argument.
@@ -88,6 +114,8 @@ def linear_cross_entropy(
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     check_operands(input, linear_weight, target, linear_bias, weight)
     check_settings(label_smoothing, reduction, softcap, gradient, filter_eps, ignore_index)
+    check_tail(gradient, gradient_tolerance, return_stats)
+    check_order(vocabulary_order, linear_weight)
     ignore_index = -100 if ignore_index is None else ignore_index
     if check_targets:
         check_targets_in_range(target, linear_weight.shape[0], ignore_index)
@@ -99,23 +127,32 @@ def linear_cross_entropy(
         None if linear_bias is None else linear_bias.contiguous(),
         target.reshape(-1).to(torch.int64).contiguous(),
     )
-    filtered = gradient == "filtered"
-    settings = (
-        float(label_smoothing),
-        ignore_index,
-        softcap or 0.0,
-        pack_tokens,
-        filtered,
-        filter_eps or 0.0,
-        sort_vocabulary and filter_eps is not None and filtered,
-    )
+    softcap = softcap or 0.0
     needs = [t is not None and t.requires_grad for t in operands[:3]]
     wants_gradient = torch.is_grad_enabled() and any(needs)
-    if fused and wants_gradient and reduction != "none" and not return_lse:
+    stats = GradientStats.empty()
+    tile_classes = tail_tile_classes(operands[0], operands[1]) if gradient in ("auto", "corrected") else 0
+    filtered = gradient == "filtered"
+    settings = (
+        float(label_smoothing), ignore_index, softcap, pack_tokens, filtered, filter_eps or 0.0,
+        sort_vocabulary and filter_eps is not None and filtered,
+    )  # fmt: skip
+    if tile_classes and wants_gradient and not fused:
+        if gradient_tolerance is None:
+            gradient_tolerance = torch.finfo(input.dtype).eps / 4
+        loss, lse, nll, *_ = tail_operators.tail_forward(
+            *operands, vocabulary_order, stats.report if return_stats else stats.report[:0],
+            float(label_smoothing), ignore_index, softcap, pack_tokens, tile_classes,
+            gradient_tolerance, gradient == "auto", model_tail, first_order, return_stats,
+        )  # fmt: skip
+    elif fused and wants_gradient and reduction != "none" and not return_lse:
+        stats.report[0] = 1.0
         loss, nll, *_ = operators.fused(*operands, *settings, reduction == "mean", *needs)
-        return (loss, nll.detach().view(rows)) if return_nll else loss
-
-    loss, lse, nll, *_ = operators.forward(*operands, *settings)
+        extras = ([nll.detach().view(rows)] if return_nll else []) + ([stats] if return_stats else [])
+        return (loss, *extras) if extras else loss
+    else:
+        stats.report[0] = 1.0
+        loss, lse, nll, *_ = operators.forward(*operands, *settings)
     if reduction == "none":
         loss = loss.view(rows)
     else:
@@ -123,6 +160,7 @@ def linear_cross_entropy(
         if reduction == "mean":
             loss = loss / (operands[3] != ignore_index).sum()
     extras = ([lse.view(rows)] if return_lse else []) + ([nll.detach().view(rows)] if return_nll else [])
+    extras += [stats] if return_stats else []
     return (loss, *extras) if extras else loss
 
 

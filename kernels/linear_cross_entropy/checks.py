@@ -8,7 +8,7 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 REDUCTIONS = ("mean", "sum", "none")
-GRADIENTS = ("exact", "filtered")
+GRADIENTS = ("auto", "corrected", "exact", "filtered")
 MINIMUM_CAPABILITY = (8, 0)  # bf16 products, asynchronous copies
 
 
@@ -71,11 +71,35 @@ def check_settings(
     if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
         raise ValueError(f"softcap: {softcap}; it must be positive and finite, or None")
     if gradient not in GRADIENTS:
-        raise ValueError(f"gradient: {gradient!r}; allowed are 'exact' and 'filtered'")
+        raise ValueError(f"gradient: {gradient!r}; allowed are 'auto', 'corrected', 'exact' and 'filtered'")
     if ignore_index is not None and not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: {ignore_index!r}; it must be an integer, or None for -100")
     if filter_eps is not None and not 0.0 < filter_eps < 1.0:
         raise ValueError(f"filter_eps: {filter_eps}; it must lie in (0, 1), or be None for no filter")
+
+
+def check_tail(gradient: str, gradient_tolerance: float | None, return_stats: bool) -> None:
+    """Settings of the tail-corrected gradient."""
+    if gradient_tolerance is not None and not 0.0 < gradient_tolerance < 1.0:
+        raise ValueError(f"gradient_tolerance: {gradient_tolerance}; it must lie in (0, 1), or be None for torch's own")
+    if gradient_tolerance is not None and gradient not in ("auto", "corrected"):
+        raise ValueError(f"gradient_tolerance: {gradient_tolerance} with gradient={gradient!r}, which has none; leave it None")
+    if return_stats and torch.compiler.is_compiling():
+        raise ValueError("return_stats: True under torch.compile, which cannot fill it in; call it uncompiled")
+
+
+def check_order(vocabulary_order: Tensor | None, linear_weight: Tensor) -> None:
+    """Shape, dtype and device; that it is a permutation would be a host synchronisation to know."""
+    if vocabulary_order is None:
+        return
+    V = linear_weight.shape[0]
+    if vocabulary_order.shape != (V,) or vocabulary_order.dtype != torch.int64:
+        raise ValueError(
+            f"vocabulary_order: shape {tuple(vocabulary_order.shape)}, dtype {vocabulary_order.dtype};"
+            f" it must be a permutation of the {V} classes, shape ({V},), torch.int64"
+        )
+    if vocabulary_order.device != linear_weight.device:
+        raise ValueError(f"vocabulary_order: on {vocabulary_order.device}; linear_weight is on {linear_weight.device}")
 
 
 def check_targets_in_range(target: Tensor, vocab_size: int, ignore_index: int) -> None:

@@ -17,6 +17,9 @@ PARTIALS_BYTES = 1 * 2**20
 # of the input (and its memory) costs more than the rows it saves.
 PACK_FRACTION = 1 / 8
 
+# Fewer tokens than this have too few active pairs a tile to gather.
+TAIL_TOKENS = 256
+
 # Interpreter runs have no multiprocessors to ask for; a few programs keep its loops persistent.
 INTERPRETER_PROGRAMS = 4
 
@@ -94,6 +97,24 @@ def _runs_hopper_tiles(device: torch.device) -> bool:
         return False
     properties = torch.cuda.get_device_properties(device)
     return properties.major >= 9 and properties.shared_memory_per_block_optin >= HOPPER_SHARED_BYTES
+
+
+def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor) -> int:
+    """Classes of a vocabulary tile where gradients can be tail-corrected; 0 where they cannot.
+
+    Not on a CPU, nor for fp32 operands, whose rounding is far below any model's error; nor while a CUDA graph is being
+    captured, for the host must read how many pairs are active; nor for so few tokens or classes that a tile is most of them.
+    """
+    if not input.is_cuda or input.dtype == torch.float32 or torch.cuda.is_current_stream_capturing():
+        return 0
+    aligned = all(t.stride(0) * t.element_size() % 16 == 0 for t in (input, weight))
+    classes = (HOPPER_TILE if aligned and _runs_hopper_tiles(input.device) else POINTER_TILE).block_v
+    return classes if weight.shape[0] >= 8 * classes and input.shape[0] >= TAIL_TOKENS else 0
+
+
+def tail_tile(tile_classes: int) -> Tile:
+    """The logits tile with as many classes."""
+    return next(tile for tile in (HOPPER_TILE, POINTER_TILE) if tile.block_v == tile_classes)
 
 
 def choose_product_tile(problem: Problem) -> ProductTile:

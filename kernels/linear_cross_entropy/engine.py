@@ -32,7 +32,7 @@ def statistics(problem: Problem, kept: int | None) -> Statistics:
     shape, device = (problem.tokens,), problem.input.device
     result = Statistics(*(torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(5)))
     if kept:
-        index = _kept_rows(problem, kept)
+        index = kept_rows(problem, kept)
         part = _statistics(problem.rows(index))
         for whole, rows in zip(result.tensors(), part.tensors(), strict=True):
             whole.index_copy_(0, index, rows)
@@ -59,7 +59,7 @@ def gradients(
         grad_weight = problem.weight.new_zeros(problem.weight.shape) if needs.weight else None
         grad_bias = problem.weight.new_zeros(problem.vocab_size) if needs.bias else None
         return Gradients(grad_input, grad_weight, grad_bias)
-    index = _kept_rows(problem, kept)
+    index = kept_rows(problem, kept)
     packed = problem.rows(index)
     part = _gradients(packed, statistics.rows(index), grad_loss[index], grad_lse[index], needs, method)
     if grad_input is not None and part.input is not None:
@@ -67,7 +67,7 @@ def gradients(
     return Gradients(grad_input, part.weight, part.bias)
 
 
-def _kept_rows(problem: Problem, kept: int) -> Tensor:  # (kept,) int64, ascending
+def kept_rows(problem: Problem, kept: int) -> Tensor:  # (kept,) int64, ascending
     """Indices of the rows that are not ignored; a sort, since torch.nonzero would ask the host to wait again."""
     ignored = (problem.target == problem.ignore_index).to(torch.uint8)
     return torch.argsort(ignored, stable=True)[:kept]

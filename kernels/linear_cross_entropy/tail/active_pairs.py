@@ -1,0 +1,329 @@
+"""The exact part: active pairs, gathered per tile into blocks of ROWS tokens as an MoE layer gathers its experts'.
+
+    dz[pairs of t]  = logit gradient of the pair's 256 classes       recomputed, (rows, 256) in the operands' dtype
+    dE[tokens]     += dz @ C_t                                       fp32 atomics: a token is in several tiles
+    dC_t            = dz.T @ E[tokens] + tail of the tile            written once, one rounding
+A tile's list of tokens is padded to whole blocks, whose last rows are masked. The tail enters dC where it is written:
+    dC_v = ... + q_v S_t - share,      S_t = sum over inactive n of (g_n + l_n) m_nt E_n
+share being the smoothing's rank-one part, (beta / V) sum_n g_n E_n; under a softcap, instead, flat_v F_t with
+F_t = (beta / V) sum_n g_n (sum of ds/dz in the tile) E_n. Its part of active pairs is in their dz.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.linear_cross_entropy.primitives import capped, scaled_maximum, shifted_exp
+from kernels.linear_cross_entropy.problem import Problem, Statistics
+from kernels.linear_cross_entropy.tail.model import TailModel
+
+ROWS = 64  # tokens of a block: lists are padded to it
+
+
+@dataclass(frozen=True)
+class GatherOptions:
+    """Launch options of the three products over gathered pairs."""
+
+    logit_step: int = 64
+    logit_warps: int = 4
+    logit_stages: int = 2
+    input_cols: int = 128
+    input_step: int = 64
+    input_warps: int = 4
+    input_stages: int = 3
+    weight_classes: int = 128
+    weight_cols: int = 128
+    weight_warps: int = 8
+    weight_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of active pairs of some tiles, in order."""
+
+    tokens: Tensor  # (blocks * ROWS,) int32, -1 in padding
+    tile_of_block: Tensor  # (blocks,) int32: counted over the whole vocabulary
+    first_block: Tensor  # (tiles + 1,) int32: where the blocks of each of these tiles begin
+    first_tile: int
+    tiles: int
+    count: int
+
+
+@triton.jit
+def gathered_logit_gradient_kernel(
+    input,  # (N, D)
+    weight,  # (V, D)
+    bias,  # (V,), unused without HAS_BIAS
+    order,  # (V,) int64, unused without ORDERED
+    target,  # (N,) int64: positions in the vocabulary order
+    maximum,  # (N,) fp32
+    total,  # (N,) fp32
+    grad_loss,  # (N,) fp32: g
+    p_scale,  # (N,) fp32: g + l
+    tokens,  # (blocks * ROWS,) int32
+    tile_of_block,  # (blocks,) int32
+    dz,  # (blocks * ROWS, BLOCK_V), out
+    V,
+    D,
+    stride_input,
+    stride_weight,
+    softcap,
+    keep,  # 1 - beta
+    share,  # beta / V under a softcap, else 0: the smoothing is then of rank one and elsewhere
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ORDERED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # A program owns one block of pairs. Blocks of a tile are neighbours and share its rows of C through L2.
+    block = tl.program_id(0)
+    tile = tl.load(tile_of_block + block)
+    local = tl.arange(0, BLOCK_V)
+    places = tile * BLOCK_V + local
+    inside = places < V
+    classes = places.to(tl.int64)
+    if ORDERED:
+        classes = tl.load(order + places, mask=inside, other=0)
+    token = tl.load(tokens + block * ROWS + tl.arange(0, ROWS))
+    real = token >= 0
+    rows = tl.where(real, token, 0).to(tl.int64)
+    z = tl.zeros((ROWS, BLOCK_V), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        cols = d + tl.arange(0, BLOCK_D)
+        e = tl.load(input + rows[:, None] * stride_input + cols[None, :],
+                    mask=real[:, None] & (cols < D)[None, :], other=0.0)  # fmt: skip
+        c = tl.load(weight + classes[None, :] * stride_weight + cols[:, None],
+                    mask=inside[None, :] & (cols < D)[:, None], other=0.0)  # fmt: skip
+        z = tl.dot(e, c, z, input_precision="ieee")
+    if HAS_BIAS:
+        z += tl.load(bias + classes, mask=inside, other=0.0).to(tl.float32)[None, :]
+    g = tl.load(grad_loss + rows, mask=real, other=0.0)
+    scale = tl.load(p_scale + rows, mask=real, other=0.0)
+    top, correction = scaled_maximum(tl.load(maximum + rows, mask=real, other=0.0), False)
+    e_scale = scale / tl.load(total + rows, mask=real, other=1.0) * correction
+    if SOFTCAP:
+        z, slope = capped(z, softcap, False)
+    top = tl.where(scale == 0.0, float("inf"), top)
+    e_scale = tl.where(scale == 0.0, 0.0, e_scale)
+    p = shifted_exp(z, top, False) * e_scale[:, None]
+    y = (tl.load(target + rows, mask=real, other=-1) - tile * BLOCK_V).to(tl.int32)
+    d_logit = tl.where(local[None, :] == y[:, None], p - (g * keep)[:, None], p)
+    if SOFTCAP:
+        d_logit = (d_logit - (g * share)[:, None]) * slope
+    d_logit = tl.where(real[:, None] & inside[None, :], d_logit, 0.0)
+    out = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    tl.store(dz + out[:, None] * BLOCK_V + local[None, :], d_logit.to(dz.dtype.element_ty))
+
+
+@triton.jit
+def scatter_input_gradient_kernel(
+    dz,  # (blocks * ROWS, BLOCK_V)
+    weight,  # (V, D)
+    order,  # (V,) int64, unused without ORDERED
+    tokens,  # (blocks * ROWS,) int32
+    tile_of_block,  # (blocks,) int32
+    accumulator,  # (N, D) fp32, in and out
+    V,
+    D,
+    stride_weight,
+    ORDERED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    COLS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    # A program owns one block of pairs and COLS of D; column tiles vary fastest, to share dz through L2.
+    column_tiles = tl.cdiv(D, COLS)
+    block = tl.program_id(0) // column_tiles
+    cols = (tl.program_id(0) % column_tiles) * COLS + tl.arange(0, COLS)
+    tile = tl.load(tile_of_block + block)
+    local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    for step in range(0, BLOCK_V, STEP):
+        v = step + tl.arange(0, STEP)
+        places = tile * BLOCK_V + v
+        inside = places < V
+        classes = places.to(tl.int64)
+        if ORDERED:
+            classes = tl.load(order + places, mask=inside, other=0)
+        a = tl.load(dz + local[:, None] * BLOCK_V + v[None, :])
+        c = tl.load(weight + classes[:, None] * stride_weight + cols[None, :],
+                    mask=inside[:, None] & (cols < D)[None, :], other=0.0)  # fmt: skip
+        total = tl.dot(a, c, total, input_precision="ieee")
+    token = tl.load(tokens + local)
+    rows = tl.where(token >= 0, token, 0).to(tl.int64)
+    mask = (token >= 0)[:, None] & (cols < D)[None, :]
+    tl.atomic_add(accumulator + rows[:, None] * D + cols[None, :], total, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def write_weight_gradient_kernel(
+    dz,  # (blocks * ROWS, BLOCK_V)
+    input,  # (N, D)
+    order,  # (V,) int64, unused without ORDERED
+    tokens,  # (blocks * ROWS,) int32
+    first_block,  # (tiles + 1,) int32
+    shape,  # (V,) fp32
+    pulls,  # (T, D) fp32: S
+    shift,  # (D,) fp32: share
+    flat_shape,  # (V,) fp32, unused without FLAT
+    flat_pulls,  # (T, D) fp32: F, unused without FLAT
+    masses,  # (T,) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS
+    bias_shift,  # () fp32: (beta / V) sum_n g_n; unused without HAS_BIAS
+    flat_masses,  # (T,) fp32, unused without FLAT and HAS_BIAS
+    grad_weight,  # (V, D), out; unused without HAS_WEIGHT
+    grad_bias,  # (V,), out; unused without HAS_BIAS
+    V,
+    D,
+    stride_input,
+    first_tile,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FLAT: tl.constexpr,
+    ORDERED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CLASSES: tl.constexpr,  # of a program: a part of the tile
+    COLS: tl.constexpr,
+):
+    # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks; columns vary fastest.
+    column_tiles = tl.cdiv(D, COLS)
+    parts: tl.constexpr = BLOCK_V // CLASSES
+    column = tl.program_id(0) % column_tiles
+    index = tl.program_id(0) // column_tiles
+    tile = first_tile + index // parts
+    v = (index % parts) * CLASSES + tl.arange(0, CLASSES)
+    cols = column * COLS + tl.arange(0, COLS)
+    total = tl.zeros((CLASSES, COLS), tl.float32)
+    bias_total = tl.zeros((CLASSES,), tl.float32)
+    for block in range(tl.load(first_block + index // parts), tl.load(first_block + index // parts + 1)):
+        local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        token = tl.load(tokens + local)
+        rows = tl.where(token >= 0, token, 0).to(tl.int64)
+        a = tl.load(dz + local[None, :] * BLOCK_V + v[:, None])
+        if HAS_WEIGHT:
+            e = tl.load(input + rows[:, None] * stride_input + cols[None, :],
+                        mask=(token >= 0)[:, None] & (cols < D)[None, :], other=0.0)  # fmt: skip
+            total = tl.dot(a, e, total, input_precision="ieee")
+        if HAS_BIAS:
+            bias_total += tl.sum(a.to(tl.float32), axis=1)
+    places = tile * BLOCK_V + v
+    inside = places < V
+    q = tl.load(shape + places, mask=inside, other=0.0)
+    if FLAT:
+        flat = tl.load(flat_shape + places, mask=inside, other=0.0)
+    classes = places.to(tl.int64)
+    if ORDERED:
+        classes = tl.load(order + places, mask=inside, other=0)
+    if HAS_WEIGHT:
+        in_row = cols < D
+        out = tile.to(tl.int64) * D + cols
+        total += q[:, None] * tl.load(pulls + out, mask=in_row, other=0.0)[None, :]
+        if FLAT:
+            total -= flat[:, None] * tl.load(flat_pulls + out, mask=in_row, other=0.0)[None, :]
+        else:
+            total -= tl.load(shift + cols, mask=in_row, other=0.0)[None, :]
+        tl.store(grad_weight + classes[:, None] * D + cols[None, :], total.to(grad_weight.dtype.element_ty),
+                 mask=inside[:, None] & in_row[None, :])  # fmt: skip
+    if HAS_BIAS:
+        if column == 0:
+            bias_total += q * tl.load(masses + tile)
+            if FLAT:
+                bias_total -= flat * tl.load(flat_masses + tile)
+            else:
+                bias_total -= tl.load(bias_shift)
+            tl.store(grad_bias + classes, bias_total.to(grad_bias.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """What the tail adds to dC and db, of every tile and of every class."""
+
+    tile: Tensor  # (T, D) fp32: S
+    shift: Tensor  # (D,) fp32: subtracted from every row of dC
+    flat: Tensor | None  # (T, D) fp32: F
+    mass: Tensor  # (T,) fp32: likewise for db
+    bias_shift: Tensor  # () fp32
+    flat_mass: Tensor | None  # (T,) fp32
+
+
+def plan_blocks(counts: list[int], tile_classes: int, itemsize: int, budget: int) -> list[tuple[int, int]]:
+    """Ranges of tiles whose blocks of dz fit `budget` bytes together; at least one tile each."""
+    most = max(1, budget // (ROWS * tile_classes * itemsize))
+    ranges, start, held = [], 0, 0
+    for tile, count in enumerate(counts):
+        blocks = -(-count // ROWS)
+        if tile > start and held + blocks > most:
+            ranges.append((start, tile))
+            start, held = tile, 0
+        held += blocks
+    return [*ranges, (start, len(counts))]
+
+
+def write_logit_gradient(
+    problem: Problem,
+    statistics: Statistics,
+    model: TailModel,
+    target: Tensor,  # (N,) positions
+    grad_loss: Tensor,  # (N,) fp32
+    p_scale: Tensor,  # (N,) fp32
+    blocks: Blocks,
+    dz: Tensor,  # (blocks * ROWS, tile_classes), out
+    options: GatherOptions,
+) -> None:
+    V = problem.vocab_size
+    gathered_logit_gradient_kernel[(blocks.count,)](
+        problem.input, problem.weight, problem.bias, model.order, target, statistics.maximum, statistics.total,
+        grad_loss, p_scale, blocks.tokens, blocks.tile_of_block, dz,
+        V, problem.hidden_size, problem.input.stride(0), problem.weight.stride(0), problem.softcap,
+        1.0 - problem.label_smoothing, problem.label_smoothing / V if problem.softcap > 0 else 0.0,
+        HAS_BIAS=problem.bias is not None, SOFTCAP=problem.softcap > 0, ORDERED=model.order is not None,
+        ROWS=ROWS, BLOCK_V=model.tile_classes, BLOCK_D=options.logit_step,
+        num_warps=options.logit_warps, num_stages=options.logit_stages,
+    )  # fmt: skip
+
+
+def scatter_input_gradient(
+    problem: Problem, model: TailModel, blocks: Blocks, dz: Tensor, accumulator: Tensor, options: GatherOptions
+) -> None:
+    """accumulator (N, D) fp32 += dz @ C over the pairs."""
+    D = problem.hidden_size
+    scatter_input_gradient_kernel[(blocks.count * triton.cdiv(D, options.input_cols),)](
+        dz, problem.weight, model.order, blocks.tokens, blocks.tile_of_block, accumulator,
+        problem.vocab_size, D, problem.weight.stride(0),
+        ORDERED=model.order is not None, ROWS=ROWS, BLOCK_V=model.tile_classes,
+        COLS=options.input_cols, STEP=options.input_step,
+        num_warps=options.input_warps, num_stages=options.input_stages,
+    )  # fmt: skip
+
+
+def write_weight_gradient(
+    problem: Problem,
+    model: TailModel,
+    blocks: Blocks,
+    dz: Tensor,
+    pulls: Pulls,
+    grad_weight: Tensor | None,  # (V, D), out
+    grad_bias: Tensor | None,  # (V,), out
+    options: GatherOptions,
+) -> None:
+    """dC and db of the blocks' tiles, tail included."""
+    D = problem.hidden_size
+    classes = min(options.weight_classes, model.tile_classes)
+    parts = model.tile_classes // classes
+    columns = triton.cdiv(D, options.weight_cols) if grad_weight is not None else 1
+    write_weight_gradient_kernel[(blocks.tiles * parts * columns,)](
+        dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
+        pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
+        grad_weight, grad_bias,
+        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile,
+        HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
+        ORDERED=model.order is not None, ROWS=ROWS, BLOCK_V=model.tile_classes,
+        CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
+        num_warps=options.weight_warps, num_stages=options.weight_stages,
+    )  # fmt: skip

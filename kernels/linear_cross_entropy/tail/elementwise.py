@@ -1,0 +1,133 @@
+"""Small passes over N x D and S x D matrices, each one kernel where torch would take three and an fp32 copy."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_ROWS, BLOCK_COLS = 16, 256
+
+
+@triton.jit(do_not_specialize=["N"])
+def weighted_deviation_kernel(
+    matrix,  # (N, D)
+    mean,  # (D,) fp32
+    weight,  # (N,) fp32
+    out,  # (N, D), out
+    N,
+    D,
+    stride,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # A program owns a tile of the result: weight_n * (matrix_nd - mean_d).
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    mask = (rows < N)[:, None] & (cols < D)[None, :]
+    wide = rows.to(tl.int64)[:, None]
+    x = tl.load(matrix + wide * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    x = (x - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]) * tl.load(weight + rows, mask=rows < N)[:, None]
+    tl.store(out + wide * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def centred_rows_kernel(
+    weight,  # (V, D)
+    centre,  # (T, D)
+    classes,  # (S,) int64: rows of weight
+    tiles,  # (S,) int64: their tiles
+    out,  # (S, D), out
+    S,
+    D,
+    stride,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # A program owns a tile of the result: the class's row of C less the centre of its tile.
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    mask = (rows < S)[:, None] & (cols < D)[None, :]
+    source = tl.load(classes + rows, mask=rows < S, other=0)
+    tile = tl.load(tiles + rows, mask=rows < S, other=0)
+    x = tl.load(weight + source[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    x -= tl.load(centre + tile[:, None] * D + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + rows.to(tl.int64)[:, None] * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["N"])
+def less_outer_product_kernel(
+    accumulator,  # (N, D) fp32
+    column,  # (N,) fp32
+    row,  # (D,) fp32
+    out,  # (N, D), out
+    N,
+    D,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # A program owns a tile of the result: accumulator_nd - column_n * row_d, rounded once.
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    mask = (rows < N)[:, None] & (cols < D)[None, :]
+    place = rows.to(tl.int64)[:, None] * D + cols[None, :]
+    x = tl.load(accumulator + place, mask=mask, other=0.0)
+    x -= tl.load(column + rows, mask=rows < N)[:, None] * tl.load(row + cols, mask=cols < D, other=0.0)[None, :]
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["N"])
+def squared_distance_kernel(matrix, point, out, N, D, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
+    # A program owns ROWS rows: out_n = |matrix_n - point|^2.
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    for first in range(0, D, COLS):
+        cols = first + tl.arange(0, COLS)
+        mask = (rows < N)[:, None] & (cols < D)[None, :]
+        x = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x - tl.load(point + cols, mask=cols < D, other=0.0)[None, :], 0.0)
+        total += x * x
+    tl.store(out + rows, tl.sum(total, axis=1), mask=rows < N)
+
+
+def squared_distances(matrix: Tensor, point: Tensor) -> Tensor:  # (N, D), (D,) fp32 -> (N,) fp32
+    """|matrix_n - point|^2 in fp32."""
+    N, D = matrix.shape
+    out = torch.empty(N, dtype=torch.float32, device=matrix.device)
+    squared_distance_kernel[(triton.cdiv(N, BLOCK_ROWS),)](
+        matrix, point, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
+    )
+    return out
+
+
+def _grid(rows: int, cols: int) -> tuple[int, int]:
+    return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(cols, BLOCK_COLS)
+
+
+def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor) -> Tensor:  # (N, D), (D,), (N,) -> (N, D)
+    """weight_n (matrix_n - mean) in the matrix's dtype, rounded once."""
+    N, D = matrix.shape
+    out = torch.empty((N, D), dtype=matrix.dtype, device=matrix.device)
+    weighted_deviation_kernel[_grid(N, D)](
+        matrix, mean, weight, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
+    )
+    return out
+
+
+def centred_rows(weight: Tensor, centre: Tensor, classes: Tensor, tiles: Tensor) -> Tensor:
+    """weight[classes] - centre[tiles] (S, D), in the weight's dtype, rounded once."""
+    S, D = len(classes), weight.shape[1]
+    out = torch.empty((S, D), dtype=weight.dtype, device=weight.device)
+    centred_rows_kernel[_grid(S, D)](
+        weight, centre, classes, tiles, out, S, D, weight.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
+    )
+    return out
+
+
+def less_outer_product(accumulator: Tensor, column: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    """accumulator (N, D) fp32 - outer(column (N,), row (D,)), rounded once to dtype."""
+    N, D = accumulator.shape
+    out = torch.empty((N, D), dtype=dtype, device=accumulator.device)
+    less_outer_product_kernel[_grid(N, D)](
+        accumulator, column, row, out, N, D, ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
+    )
+    return out

@@ -1,0 +1,112 @@
+"""The two halves of a step: a forward that remembers tiles, a backward that reads what it kept.
+
+Packs ignored rows away as engine.py does. What is kept of every tile is flat memory of T * N numbers whatever is
+packed: an operator's shapes may not depend on its inputs' values.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kernels.linear_cross_entropy.config import Tile, tail_tile
+from kernels.linear_cross_entropy.engine import kept_rows
+from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.tail import gradients as steps
+from kernels.linear_cross_entropy.tail.method import TailMethod
+from kernels.linear_cross_entropy.tail.model import TailModel, tail_model, typical_token
+from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH, make_report
+from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, tile_statistics
+
+
+def remember(
+    problem: Problem, kept: int | None, order: Tensor | None, tile_classes: int
+) -> tuple[Statistics, tuple[Tensor, ...]]:
+    """Statistics of every token, and the tensors of operators.KEPT. `kept`: what engine.count_kept said."""
+    N, device = problem.tokens, problem.input.device
+    rows = None if kept is None else kept_rows(problem, kept)
+    part = problem if rows is None else problem.rows(rows)
+    tile = tail_tile(tile_classes)
+    part = replace(part, input=_aligned(part.input, tile), weight=_aligned(part.weight, tile))
+    with on_device(device):
+        model = tail_model(part, typical_token(part), order, tile_classes)
+        room = _empty_statistics(problem, model.tiles)
+        tiles = _view(room, model.tiles, part.tokens)
+        statistics = tile_statistics(part, model, tile, tiles)
+    if rows is not None:
+        whole = Statistics(*(torch.zeros(N, dtype=torch.float32, device=device) for _ in range(5)))
+        for every, some in zip(whole.tensors(), statistics.tensors(), strict=True):
+            every.index_copy_(0, rows, some)
+        statistics = whole
+    optional = (model.class_sum, model.flat_shape, model.flat_centre)
+    nothing = problem.input.new_empty(0)
+    of_model = (model.shape, model.shape_square, model.centre, model.spread)
+    return statistics, (*room, *of_model, *(nothing.clone() if t is None else t for t in optional))
+
+
+def gradients(
+    problem: Problem,
+    statistics: Statistics,
+    remembered: tuple[Tensor, ...],  # operators.KEPT
+    grad_loss: Tensor,  # (N,)
+    grad_lse: Tensor,  # (N,)
+    needs: Needs,
+    method: TailMethod,
+    kept: int | None,
+    order: Tensor | None,
+    tile_classes: int,
+    *,
+    certify: bool,
+) -> tuple[Gradients, Tensor]:
+    """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count; and a report (report.py)."""
+    # where, not *: the mean over no rows at all has an infinite upstream gradient.
+    grad_loss = torch.where(problem.counted, grad_loss, 0.0)
+    grad_lse = torch.where(problem.counted, grad_lse, 0.0)
+    rows, part = None, problem
+    if kept is not None:
+        rows = kept_rows(problem, kept)
+        part, statistics = problem.rows(rows), statistics.rows(rows)
+        grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
+    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[4:]
+    model = TailModel(
+        tile_classes, order, shape, shape_square, centre, spread,
+        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
+    )  # fmt: skip
+    tiles = _view(remembered[:4], model.tiles, part.tokens)
+    with on_device(problem.input.device):
+        result, stats = steps.gradients(
+            part, statistics, tiles, model, grad_loss, grad_lse, needs, method, certified=certify
+        )
+        report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
+    if rows is not None and result.input is not None:
+        grad_input = problem.input.new_zeros(problem.input.shape)
+        grad_input.index_copy_(0, rows, result.input)
+        result = Gradients(grad_input, result.weight, result.bias)
+    return result, report
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _aligned(matrix: Tensor, tile: Tile) -> Tensor:
+    """A copy, where the copy engine cannot start at the matrix's first byte (a view into something odd)."""
+    return matrix.clone() if tile.tma and matrix.data_ptr() % 16 else matrix
+
+
+def _empty_statistics(problem: Problem, tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    capped, smooth = problem.softcap > 0, problem.label_smoothing > 0
+    pairs = tiles * problem.tokens
+    return (
+        problem.input.new_empty(pairs, dtype=torch.float32),
+        problem.input.new_empty(pairs, dtype=torch.bfloat16),
+        problem.input.new_empty(pairs if capped else 0, dtype=torch.bfloat16),
+        problem.input.new_empty(pairs if capped and smooth else 0, dtype=torch.bfloat16),
+    )
+
+
+def _view(memory: tuple[Tensor, ...], tiles: int, tokens: int) -> TileStatistics:
+    views = (t[: tiles * tokens].view(tiles, tokens) if t.numel() else None for t in memory)
+    return TileStatistics(*views)  # type: ignore[arg-type] # the first two always exist

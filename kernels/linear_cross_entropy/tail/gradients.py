@@ -1,0 +1,185 @@
+"""Tail-corrected gradients: few pairs of token and vocabulary tile exactly, the others by products of rank T.
+
+    routing      which pairs matter, from what the forward saw                       routing.py
+    tail         dE = M^T centre,  S = M E    M_tn = (g_n + l_n) m_nt, 0 of active   two products, 1/256 GEMM each
+    first order  dE += w (E - mean) A                                                first_order.py
+    smoothing    dE -= g beta mean_v C_v,     dC_v -= (beta / V) sum_n g_n E_n       rank one
+    exact        dE += dz C,  dC = dz^T E + q S                                      active_pairs.py
+Sum_v dz_nv stays 0 for every token, exactly: what the model puts into a tile is the tile's true mass.
+
+The host waits once, for the counts of active pairs, which decide between this and the dense path and size its scratch:
+with the tail's products queued behind, so that the GPU does not.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kernels.linear_cross_entropy import dense
+from kernels.linear_cross_entropy.column_sum import column_sum
+from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.products import add_product
+from kernels.linear_cross_entropy.tail.active_pairs import (
+    ROWS,
+    Blocks,
+    GatherOptions,
+    Pulls,
+    plan_blocks,
+    scatter_input_gradient,
+    write_logit_gradient,
+    write_weight_gradient,
+)
+from kernels.linear_cross_entropy.tail.certificate import Certificate, certify
+from kernels.linear_cross_entropy.tail.elementwise import less_outer_product
+from kernels.linear_cross_entropy.tail.first_order import add_first_order
+from kernels.linear_cross_entropy.tail.method import TailMethod
+from kernels.linear_cross_entropy.tail.model import TailModel
+from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
+from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, position_of
+
+GATHER_BYTES = 48 * 2**20  # of dz at once
+
+
+@dataclass(frozen=True)
+class TailStats:
+    """What a backward did."""
+
+    dense: bool
+    active_fraction: float  # of all pairs
+    padded_fraction: float  # likewise, lists rounded up to blocks
+    routing: Routing
+    upstream: float = float("nan")  # sum of g + l, read with a certificate alone
+    certificate: Certificate | None = None
+
+
+def gradients(
+    problem: Problem,
+    statistics: Statistics,
+    tiles: TileStatistics,
+    model: TailModel,
+    grad_loss: Tensor,  # (N,) fp32, 0 in rows that do not count
+    grad_lse: Tensor,  # (N,) fp32, likewise
+    needs: Needs,
+    method: TailMethod,
+    options: GatherOptions | None = None,
+    *,
+    certified: bool = False,
+) -> tuple[Gradients, TailStats]:
+    """dE, dC and db of sum(grad_loss * loss + grad_lse * lse), and what was done for them."""
+    options = options or GatherOptions()
+    E, C = problem.input, problem.weight
+    N, V, D = problem.tokens, problem.vocab_size, problem.hidden_size
+    p_scale = grad_loss + grad_lse
+    target = problem.target if model.order is None else position_of(problem, model.order)
+    routing = route(problem, statistics, tiles, model, target, grad_loss, p_scale, method)
+    host_counts = torch.empty(model.tiles, dtype=torch.int32, pin_memory=E.is_cuda)
+    host_counts.copy_(routing.counts, non_blocking=True)
+    copied = torch.cuda.Event() if E.is_cuda else None
+    if copied is not None:
+        copied.record()
+    accumulator, pulls = tail_products(problem, model, routing, grad_loss, needs, method)
+    if copied is not None:
+        copied.synchronize()  # the host waits here
+    counts: list[int] = host_counts.tolist()
+    total_blocks = sum(-(-count // ROWS) for count in counts)
+    pairs = N * model.tiles
+    stats = TailStats(
+        method.choose and total_blocks * ROWS > method.dense_fraction * pairs, sum(counts) / pairs, total_blocks * ROWS / pairs, routing
+    )
+    if stats.dense:
+        del accumulator, pulls
+        return dense.gradients(problem, statistics, grad_loss, grad_lse, needs), stats
+
+    grad_weight = torch.empty((V, D), dtype=C.dtype, device=C.device) if needs.weight else None
+    grad_bias = torch.empty(V, dtype=C.dtype, device=C.device) if needs.bias else None
+    blocks_of_tile = (routing.counts.long() + (ROWS - 1)) // ROWS
+    first_block = torch.cat([blocks_of_tile.new_zeros(1), blocks_of_tile.cumsum(0)])
+    tokens = list_pairs(
+        problem, statistics, tiles, model, target, grad_loss, p_scale, routing,
+        first_block[:-1] * ROWS, total_blocks * ROWS,
+    )  # fmt: skip
+    tile_numbers = torch.arange(model.tiles, dtype=torch.int32, device=E.device)
+    tile_of_block = torch.repeat_interleave(tile_numbers, blocks_of_tile, output_size=total_blocks)
+    ranges = plan_blocks(counts, model.tile_classes, C.element_size(), GATHER_BYTES)
+    sizes = [sum(-(-count // ROWS) for count in counts[start:stop]) for start, stop in ranges]
+    dz_memory = torch.empty(max(sizes) * ROWS, model.tile_classes, dtype=C.dtype, device=C.device)
+    done = 0
+    for (start, stop), size in zip(ranges, sizes, strict=True):
+        here = slice(done, done + size)
+        blocks = Blocks(
+            tokens[done * ROWS : (done + size) * ROWS], tile_of_block[here],
+            (first_block[start : stop + 1] - done).int(), start, stop - start, size,
+        )  # fmt: skip
+        dz = dz_memory[: size * ROWS]
+        if size:
+            write_logit_gradient(problem, statistics, model, target, grad_loss, p_scale, blocks, dz, options)
+            if accumulator is not None:
+                scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
+        if pulls is not None:
+            write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options)
+        done += size
+    del dz_memory, dz, pulls
+    result = Gradients(_finished(problem, model, grad_loss, accumulator), grad_weight, grad_bias)
+    if not certified or not method.tail:  # without a tail there is nothing to bound the error with
+        return result, stats
+    term = first_order_term(problem, model, routing) if method.first_order and needs.input else None
+    certificate = certify(problem, statistics, tiles, model, routing, target, p_scale, term, result)
+    return result, replace(stats, certificate=certificate, upstream=float(p_scale.double().sum()))
+
+
+def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:
+    """dE with the rank-one smoothing, in fp32 until here."""
+    if accumulator is None or model.class_sum is None:
+        return None if accumulator is None else accumulator.to(problem.input.dtype)
+    share = model.class_sum * (problem.label_smoothing / problem.vocab_size)
+    return less_outer_product(accumulator, grad_loss, share, problem.input.dtype)
+
+
+def first_order_term(problem: Problem, model: TailModel, routing: Routing) -> Tensor:  # (N, D) fp32
+    """What add_first_order adds to dE, by itself."""
+    term = torch.zeros(problem.input.shape, dtype=torch.float32, device=problem.input.device)
+    token_mass, tile_mass = (routing.tail.sum(dim=dim, dtype=torch.float32) for dim in (0, 1))
+    add_first_order(problem, model, token_mass, tile_mass, term)
+    return term if routing.unit is None else term * routing.unit
+
+
+def tail_products(
+    problem: Problem, model: TailModel, routing: Routing, grad_loss: Tensor, needs: Needs, method: TailMethod
+) -> tuple[Tensor | None, Pulls | None]:
+    """dE (N, D) fp32 without its active pairs and the rank-one smoothing, and what the tail adds to dC and db."""
+    E, beta = problem.input, problem.label_smoothing
+    (N, D), V = E.shape, problem.vocab_size
+    flat_share = beta / V * model.tile_classes
+    rank_one = beta / V if problem.softcap == 0 else 0.0
+    accumulator = None
+    if needs.input:
+        accumulator = torch.empty((N, D), dtype=torch.float32, device=E.device)
+        if method.tail:
+            add_product(accumulator, routing.tail.t(), model.centre, first=True)
+            if method.first_order:
+                token_mass, tile_mass = (routing.tail.sum(dim=dim, dtype=torch.float32) for dim in (0, 1))
+                add_first_order(problem, model, token_mass, tile_mass, accumulator)
+        else:
+            accumulator.zero_()
+        if routing.flat_tail is not None:
+            assert model.flat_centre is not None
+            add_product(accumulator, routing.flat_tail.t(), model.flat_centre * -flat_share, first=False)
+        if routing.unit is not None:
+            accumulator *= routing.unit
+    if not (needs.weight or needs.bias):
+        return accumulator, None
+    unit = 1.0 if routing.unit is None else routing.unit
+    pull = torch.empty((model.tiles, D), dtype=torch.float32, device=E.device)
+    add_product(pull, routing.tail, E, first=True)
+    flat_pull, flat_mass = None, None
+    if routing.flat_tail is not None:
+        flat_pull = torch.empty_like(pull)
+        add_product(flat_pull, routing.flat_tail, E, first=True)
+        flat_pull *= unit * flat_share
+        flat_mass = routing.flat_tail.sum(dim=1, dtype=torch.float32) * (unit * flat_share)
+    if routing.unit is not None or not method.tail:
+        pull *= unit if method.tail else 0.0
+    mass = routing.tail.sum(dim=1, dtype=torch.float32) * (unit if method.tail else 0.0)
+    shift = column_sum(E, grad_loss) * rank_one if rank_one else torch.zeros(D, device=E.device)
+    return accumulator, Pulls(pull, shift, flat_pull, mass, grad_loss.sum() * rank_one, flat_mass)

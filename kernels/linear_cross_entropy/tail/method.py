@@ -1,0 +1,21 @@
+"""What may be asked of the tail-corrected gradient."""
+
+from dataclasses import dataclass
+
+COHERENCE = 0.05  # share in which errors of a class by different tokens agree in direction
+COLD = 0.25  # of a rare class's row of dC: the most one pair may get wrong
+DENSE_FRACTION = 0.25  # of all pairs, padding included: from here on the dense path is as fast
+
+
+@dataclass(frozen=True)
+class TailMethod:
+    """How accurate, and which parts of the method (ablations)."""
+
+    tolerance: float  # relative error of dE and dC to aim at, beside the rounding of their dtype
+    tail: bool = True  # False: inactive pairs contribute nothing
+    first_order: bool = True
+    choose: bool = True  # the dense path where too many pairs are active; False: never
+    dense_fraction: float = DENSE_FRACTION
+    threshold: float | None = None  # of every tile, instead of what follows from the tolerance (tests)
+    coherence: float = COHERENCE
+    cold: float = COLD

@@ -1,0 +1,197 @@
+"""torch.library operators of the tail-corrected gradient: a forward that remembers tiles, a backward that reads them.
+
+As in linear_cross_entropy::forward and ::backward, losses and upstream gradients are per token. What the forward keeps
+has fixed shapes whether or not ignored rows were packed away, so that torch.compile knows them: T * N numbers a
+statistic, of which the first T * kept are in use. Statistics that a case has none of are tensors of no elements.
+"""
+
+# ruff: noqa: ARG001 - an operator's implementation, fake and autograd formula take what its schema says
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.linear_cross_entropy import engine
+from kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
+from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
+from kernels.linear_cross_entropy.tail.method import TailMethod
+
+OPERANDS = "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? order"
+SETTINGS = (
+    "float label_smoothing, int ignore_index, float softcap, bool pack, int tile_classes, "
+    "float tolerance, bool choose, bool tail, bool first_order, bool certify"
+)
+NEEDS = "bool need_input, bool need_weight, bool need_bias"
+KEPT = (
+    "tile_lse", "residual", "mass_slope", "mean_slope",
+    "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
+)  # fmt: skip
+TILE_STATISTICS = 4  # of KEPT, T * N each; the others are the model's
+
+
+@torch.library.custom_op(
+    "linear_cross_entropy::tail_forward",
+    mutates_args=(),
+    schema=f"({OPERANDS}, Tensor report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, Tensor maximum, Tensor total, "
+    f"Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
+)
+def tail_forward(
+    input: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V,)
+    target: Tensor,  # (N,)
+    order: Tensor | None,  # (V,)
+    report: Tensor,  # fp64 on the host, for the backward to fill; of no elements where nobody asks
+    label_smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    pack: bool,
+    tile_classes: int,
+    tolerance: float,  # this and what follows is the backward's
+    choose: bool,
+    tail: bool,
+    first_order: bool,
+    certify: bool,
+) -> tuple[Tensor, ...]:
+    """The Statistics, each (N,) fp32, the count of packed rows (-1: all), and what the backward needs of the tiles."""
+    from kernels.linear_cross_entropy.tail import forward  # noqa: PLC0415 - imports triton
+
+    problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
+    with torch.autocast(input.device.type, enabled=False):
+        kept = engine.count_kept(problem, pack)
+        statistics, remembered = forward.remember(problem, kept, order, tile_classes)
+    return *statistics.tensors(), torch.tensor(-1 if kept is None else kept), *remembered
+
+
+@tail_forward.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    order: Tensor | None,
+    report: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    pack: bool,
+    tile_classes: int,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    (N, D), V = input.shape, weight.shape[0]
+    T = (V + tile_classes - 1) // tile_classes
+    capped, smooth = softcap > 0, label_smoothing > 0
+    wide = {"dtype": torch.float32}
+    tokens = (input.new_empty(N, **wide) for _ in range(5))
+    pairs = lambda exists, dtype: input.new_empty(T * N if exists else 0, dtype=dtype)  # noqa: E731
+    return (
+        *tokens,
+        torch.empty((), dtype=torch.int64, device="cpu"),
+        pairs(True, torch.float32),
+        pairs(True, torch.bfloat16),
+        pairs(capped, torch.bfloat16),
+        pairs(capped and smooth, torch.bfloat16),
+        input.new_empty(V, **wide),
+        input.new_empty(T, **wide),
+        input.new_empty((T, D)),
+        input.new_empty(T, **wide),
+        input.new_empty(D if smooth and not capped else 0, **wide),
+        input.new_empty(V if smooth and capped else 0, **wide),
+        input.new_empty((T, D) if smooth and capped else (0,)),
+    )
+
+
+@torch.library.custom_op(
+    "linear_cross_entropy::tail_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor lse, Tensor nll, "
+    f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)}, "
+    f"{SETTINGS}, {NEEDS}) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor report)",
+)
+def tail_backward(
+    grad_loss: Tensor,  # (N,)
+    grad_lse: Tensor,  # (N,)
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    order: Tensor | None,
+    lse: Tensor,
+    nll: Tensor,
+    maximum: Tensor,
+    total: Tensor,
+    kept: Tensor,
+    tile_lse: Tensor,
+    residual: Tensor,
+    mass_slope: Tensor,
+    mean_slope: Tensor,
+    shape: Tensor,
+    shape_square: Tensor,
+    centre: Tensor,
+    spread: Tensor,
+    class_sum: Tensor,
+    flat_shape: Tensor,
+    flat_centre: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    pack: bool,
+    tile_classes: int,
+    tolerance: float,
+    choose: bool,
+    tail: bool,
+    first_order: bool,
+    certify: bool,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of sum(grad_loss * loss + grad_lse * lse) where one is needed, and what was done for them (report.py)."""
+    from kernels.linear_cross_entropy.tail import forward  # noqa: PLC0415 - imports triton
+
+    problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
+    statistics = Statistics(nll, lse, nll, maximum, total)  # the loss itself is not read
+    remembered = (
+        tile_lse, residual, mass_slope, mean_slope,
+        shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
+    )  # fmt: skip
+    method = TailMethod(tolerance, tail, first_order, choose=choose)
+    rows = None if int(kept) < 0 else int(kept)
+    with torch.autocast(input.device.type, enabled=False):
+        result, found = forward.gradients(
+            problem, statistics, remembered, grad_loss, grad_lse,
+            Needs(need_input, need_weight, need_bias), method, rows, order, tile_classes, certify=certify,
+        )  # fmt: skip
+    parts = (result.input, result.weight, result.bias)
+    grad_input, grad_weight, grad_bias = (input.new_empty(0) if part is None else part for part in parts)
+    return grad_input, grad_weight, grad_bias, found
+
+
+@tail_backward.register_fake
+def _(grad_loss: Tensor, grad_lse: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shapes = (input.shape, weight.shape, weight.shape[:1])
+    gradients = (input.new_empty(shape if need else (0,)) for shape, need in zip(shapes, rest[-3:], strict=True))
+    return *gradients, torch.empty(REPORT_LENGTH, dtype=torch.float64, device="cpu")
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    operands, report, settings = inputs[:5], inputs[5], inputs[6:]
+    ctx.save_for_backward(*operands, *output[1:])
+    ctx.settings, ctx.report = settings, report
+
+
+def _backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:10]
+    needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], operands[2] is not None and ctx.needs_input_grad[2])
+    *gradients, report = tail_backward(
+        grad_loss.contiguous(), grad_lse.contiguous(), *operands, lse, nll, maximum, total, kept,
+        *ctx.saved_tensors[10:], *ctx.settings, *needs,
+    )  # fmt: skip
+    if ctx.report.numel():
+        ctx.report.copy_(report)
+    none_of_settings = (None,) * (3 + len(ctx.settings))
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings
+
+
+tail_forward.register_autograd(_backward, setup_context=_setup)

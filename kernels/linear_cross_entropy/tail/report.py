@@ -1,0 +1,59 @@
+"""What a backward tells of itself: one row of fp64 numbers on the host, and names for them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from kernels.linear_cross_entropy.tail.gradients import TailStats
+
+FIELDS = (
+    "dense", "active_fraction", "padded_fraction", "inactive_mass", "expected_input_error", "expected_weight_error",
+    "input_bound", "weight_estimate", "arithmetic_error",
+)  # fmt: skip
+REPORT_LENGTH = len(FIELDS)
+
+
+@dataclass(frozen=True)
+class GradientStats:
+    """Filled in by the backward; every number is nan before, and those of modelling after the dense path.
+
+    path: "corrected", "dense" or "not run". Fractions are of all (token, vocabulary tile) pairs: computed, and with
+    lists rounded up to blocks. inactive_mass: of the probability, in modelled pairs. Errors are relative to the norm of
+    the gradient and of the method alone: expected_* is what the routing counted on, input_bound an upper bound for dE
+    that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what rounding dz and dE adds.
+    """
+
+    report: Tensor  # (REPORT_LENGTH,) fp64 on the host
+
+    @staticmethod
+    def empty() -> "GradientStats":
+        return GradientStats(torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64))
+
+    @property
+    def path(self) -> str:
+        dense = float(self.report[0])
+        return "not run" if dense != dense else ("dense" if dense else "corrected")  # noqa: PLR0124 - nan
+
+    def __getattr__(self, name: str) -> float:
+        if name not in FIELDS:
+            raise AttributeError(name)
+        return float(self.report[FIELDS.index(name)])
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={getattr(self, name):.3g}" for name in FIELDS[1:])
+        return f"GradientStats(path={self.path!r}, {numbers})"
+
+
+def make_report(stats: "TailStats") -> Tensor:  # (REPORT_LENGTH,) fp64
+    """The numbers of FIELDS; reads the device."""
+    numbers = [float(stats.dense), stats.active_fraction, stats.padded_fraction]
+    if not stats.dense:
+        routing, found = stats.routing, stats.certificate
+        mass = float(routing.tail.double().sum()) * (1.0 if routing.unit is None else float(routing.unit))
+        numbers += [mass / stats.upstream, float(routing.predicted_error), float(routing.predicted_weight_error)]
+        if found is not None:
+            numbers += [found.input_bound, found.weight_estimate, found.arithmetic_error]
+    return torch.tensor(numbers + [float("nan")] * (REPORT_LENGTH - len(numbers)), dtype=torch.float64)
