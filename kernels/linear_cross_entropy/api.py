@@ -87,7 +87,8 @@ def linear_cross_entropy(
             beside the rounding of their dtype. None means half a unit in the last place of it, bf16 0.002, fp16
             0.00024, about what torch's own roundings add up to. Smaller is slower.
         vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
-            neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module keeps one.
+            neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module
+            keeps one.
         model_tail, first_order: "auto" and "corrected" only: False leaves the tail, or its first-order term, out
             (for measuring what each is worth).
         filter_eps: the filter's threshold; None computes every tile the filtered way.
@@ -104,8 +105,8 @@ def linear_cross_entropy(
         check_targets: raise a ValueError for targets out of range; one host synchronisation, and so a graph break.
 
     Returns:
-        The loss, fp32: a scalar, or (...) for reduction="none". With return_lse, return_nll and return_stats a tuple, in
-        the order (loss, lse, nll, stats), without what was not asked for.
+        The loss, fp32: a scalar, or (...) for reduction="none". With return_lse, return_nll or return_stats a tuple,
+        in the order (loss, lse, nll, stats), without what was not asked for.
 
     Raises:
         ValueError, TypeError: arguments that do not fit together; the message names the argument.

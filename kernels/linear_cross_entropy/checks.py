@@ -83,7 +83,9 @@ def check_tail(gradient: str, gradient_tolerance: float | None, return_stats: bo
     if gradient_tolerance is not None and not 0.0 < gradient_tolerance < 1.0:
         raise ValueError(f"gradient_tolerance: {gradient_tolerance}; it must lie in (0, 1), or be None for torch's own")
     if gradient_tolerance is not None and gradient not in ("auto", "corrected"):
-        raise ValueError(f"gradient_tolerance: {gradient_tolerance} with gradient={gradient!r}, which has none; leave it None")
+        raise ValueError(
+            f"gradient_tolerance: {gradient_tolerance} with gradient={gradient!r}, which has none; leave it None"
+        )
     if return_stats and torch.compiler.is_compiling():
         raise ValueError("return_stats: True under torch.compile, which cannot fill it in; call it uncompiled")
 

@@ -103,7 +103,8 @@ def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor) -> int:
     """Classes of a vocabulary tile where gradients can be tail-corrected; 0 where they cannot.
 
     Not on a CPU, nor for fp32 operands, whose rounding is far below any model's error; nor while a CUDA graph is being
-    captured, for the host must read how many pairs are active; nor for so few tokens or classes that a tile is most of them.
+    captured, for the host must read how many pairs are active; nor for so few tokens or classes that one tile is
+    most of them.
     """
     if not input.is_cuda or input.dtype == torch.float32 or torch.cuda.is_current_stream_capturing():
         return 0

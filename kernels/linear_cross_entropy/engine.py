@@ -22,7 +22,12 @@ def count_kept(problem: Problem, pack: bool) -> int | None:
     if not pack or (problem.input.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
     kept = int((problem.target != problem.ignore_index).sum())  # the host waits here
-    return kept if kept <= (1 - PACK_FRACTION) * problem.tokens else None
+    return kept if packing_pays(kept, problem.tokens) else None
+
+
+def packing_pays(kept: int, tokens: int) -> bool:
+    """Whether so many rows are ignored that copying the others is cheaper than computing all."""
+    return kept <= (1 - PACK_FRACTION) * tokens
 
 
 def statistics(problem: Problem, kept: int | None) -> Statistics:

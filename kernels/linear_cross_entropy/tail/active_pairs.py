@@ -9,9 +9,9 @@ share being the smoothing's rank-one part, (beta / V) sum_n g_n E_n; under a sof
 F_t = (beta / V) sum_n g_n (sum of ds/dz in the tile) E_n. Its part of active pairs is in their dz.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch import Tensor
 from kernels.linear_cross_entropy.primitives import capped, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
 from kernels.linear_cross_entropy.tail.model import TailModel
-
-ROWS = 64  # tokens of a block: lists are padded to it
+from kernels.linear_cross_entropy.tail.routing import ROWS
+from kernels.linear_cross_entropy.tail.upstream import Upstream
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Blocks:
 
     tokens: Tensor  # (blocks * ROWS,) int32, -1 in padding
     tile_of_block: Tensor  # (blocks,) int32: counted over the whole vocabulary
-    first_block: Tensor  # (tiles + 1,) int32: where the blocks of each of these tiles begin
+    first_block: Tensor  # (T + 1,) int32: where the blocks of every tile of the vocabulary begin
+    done: int  # blocks before these
     first_tile: int
     tiles: int
     count: int
@@ -161,13 +162,13 @@ def scatter_input_gradient_kernel(
     tl.atomic_add(accumulator + rows[:, None] * D + cols[None, :], total, mask=mask, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "done"])
 def write_weight_gradient_kernel(
     dz,  # (blocks * ROWS, BLOCK_V)
     input,  # (N, D)
     order,  # (V,) int64, unused without ORDERED
     tokens,  # (blocks * ROWS,) int32
-    first_block,  # (tiles + 1,) int32
+    first_block,  # (T + 1,) int32
     shape,  # (V,) fp32
     pulls,  # (T, D) fp32: S
     shift,  # (D,) fp32: share
@@ -182,6 +183,7 @@ def write_weight_gradient_kernel(
     D,
     stride_input,
     first_tile,
+    done,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     FLAT: tl.constexpr,
@@ -201,7 +203,7 @@ def write_weight_gradient_kernel(
     cols = column * COLS + tl.arange(0, COLS)
     total = tl.zeros((CLASSES, COLS), tl.float32)
     bias_total = tl.zeros((CLASSES,), tl.float32)
-    for block in range(tl.load(first_block + index // parts), tl.load(first_block + index // parts + 1)):
+    for block in range(tl.load(first_block + tile) - done, tl.load(first_block + tile + 1) - done):
         local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         token = tl.load(tokens + local)
         rows = tl.where(token >= 0, token, 0).to(tl.int64)
@@ -230,7 +232,7 @@ def write_weight_gradient_kernel(
             total -= tl.load(shift + cols, mask=in_row, other=0.0)[None, :]
         tl.store(grad_weight + classes[:, None] * D + cols[None, :], total.to(grad_weight.dtype.element_ty),
                  mask=inside[:, None] & in_row[None, :])  # fmt: skip
-    if HAS_BIAS:
+    if HAS_BIAS:  # noqa: SIM102 - one is known to the compiler, the other is not
         if column == 0:
             bias_total += q * tl.load(masses + tile)
             if FLAT:
@@ -252,17 +254,14 @@ class Pulls:
     flat_mass: Tensor | None  # (T,) fp32
 
 
-def plan_blocks(counts: list[int], tile_classes: int, itemsize: int, budget: int) -> list[tuple[int, int]]:
-    """Ranges of tiles whose blocks of dz fit `budget` bytes together; at least one tile each."""
-    most = max(1, budget // (ROWS * tile_classes * itemsize))
-    ranges, start, held = [], 0, 0
-    for tile, count in enumerate(counts):
-        blocks = -(-count // ROWS)
-        if tile > start and held + blocks > most:
-            ranges.append((start, tile))
-            start, held = tile, 0
-        held += blocks
-    return [*ranges, (start, len(counts))]
+def plan_blocks(first_block: list[int], most: int) -> list[tuple[int, int]]:
+    """Ranges of tiles with at most `most` blocks together; at least one tile each. first_block: T + 1 running sums."""
+    ranges, start, tiles = [], 0, len(first_block) - 1
+    while start < tiles:
+        stop = bisect_right(first_block, first_block[start] + most, start + 1) - 1
+        ranges.append((start, max(stop, start + 1)))
+        start = ranges[-1][1]
+    return ranges
 
 
 def write_logit_gradient(
@@ -270,8 +269,7 @@ def write_logit_gradient(
     statistics: Statistics,
     model: TailModel,
     target: Tensor,  # (N,) positions
-    grad_loss: Tensor,  # (N,) fp32
-    p_scale: Tensor,  # (N,) fp32
+    given: Upstream,
     blocks: Blocks,
     dz: Tensor,  # (blocks * ROWS, tile_classes), out
     options: GatherOptions,
@@ -279,7 +277,7 @@ def write_logit_gradient(
     V = problem.vocab_size
     gathered_logit_gradient_kernel[(blocks.count,)](
         problem.input, problem.weight, problem.bias, model.order, target, statistics.maximum, statistics.total,
-        grad_loss, p_scale, blocks.tokens, blocks.tile_of_block, dz,
+        given.loss, given.p_scale, blocks.tokens, blocks.tile_of_block, dz,
         V, problem.hidden_size, problem.input.stride(0), problem.weight.stride(0), problem.softcap,
         1.0 - problem.label_smoothing, problem.label_smoothing / V if problem.softcap > 0 else 0.0,
         HAS_BIAS=problem.bias is not None, SOFTCAP=problem.softcap > 0, ORDERED=model.order is not None,
@@ -321,7 +319,7 @@ def write_weight_gradient(
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
         grad_weight, grad_bias,
-        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile,
+        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
         ORDERED=model.order is not None, ROWS=ROWS, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),

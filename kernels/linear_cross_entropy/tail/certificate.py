@@ -65,7 +65,9 @@ def certify(
             error = error - first_order[drawn]
         share = (error.norm(dim=1) / bound[drawn].clamp(min=1e-38)).double().square().clamp(max=1.0)
         log = math.log(2 / DELTA)
-        upper = float(share.mean() + (2 * share.var() * log / SAMPLED_TOKENS).sqrt()) + 7 * log / (3 * (SAMPLED_TOKENS - 1))
+        upper = float(share.mean() + (2 * share.var() * log / SAMPLED_TOKENS).sqrt()) + 7 * log / (
+            3 * (SAMPLED_TOKENS - 1)
+        )
         input_bound = math.sqrt(total * min(1.0, upper)) / max(norm, 1e-300)
         # the sample is of the tokens with the largest bounds; their share of the norm stands for all
         unit = torch.finfo(problem.input.dtype).eps / 2
@@ -183,9 +185,7 @@ def sampled_class_error(
     places = torch.randperm(V, generator=generator, device=grad_weight.device)[:count]
     error = torch.zeros(count, problem.hidden_size, device=grad_weight.device)
     for tokens in torch.arange(problem.tokens, device=grad_weight.device).split(4096):
-        difference, _ = _tail_difference(
-            problem, statistics, model, routing, tiles, target, p_scale, tokens, places
-        )
+        difference, _ = _tail_difference(problem, statistics, model, routing, tiles, target, p_scale, tokens, places)
         error += difference.t() @ problem.input[tokens].float()
     norm = float(grad_weight.norm(dtype=torch.float32))
     return float(error.norm()) * math.sqrt(V / count) / max(norm, 1e-300)

@@ -30,30 +30,6 @@ def weighted_deviation_kernel(
     tl.store(out + wide * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def centred_rows_kernel(
-    weight,  # (V, D)
-    centre,  # (T, D)
-    classes,  # (S,) int64: rows of weight
-    tiles,  # (S,) int64: their tiles
-    out,  # (S, D), out
-    S,
-    D,
-    stride,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    # A program owns a tile of the result: the class's row of C less the centre of its tile.
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    cols = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    mask = (rows < S)[:, None] & (cols < D)[None, :]
-    source = tl.load(classes + rows, mask=rows < S, other=0)
-    tile = tl.load(tiles + rows, mask=rows < S, other=0)
-    x = tl.load(weight + source[:, None] * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    x -= tl.load(centre + tile[:, None] * D + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + rows.to(tl.int64)[:, None] * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=["N"])
 def less_outer_product_kernel(
     accumulator,  # (N, D) fp32
@@ -109,16 +85,6 @@ def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor) -> Tensor: 
     out = torch.empty((N, D), dtype=matrix.dtype, device=matrix.device)
     weighted_deviation_kernel[_grid(N, D)](
         matrix, mean, weight, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
-    )
-    return out
-
-
-def centred_rows(weight: Tensor, centre: Tensor, classes: Tensor, tiles: Tensor) -> Tensor:
-    """weight[classes] - centre[tiles] (S, D), in the weight's dtype, rounded once."""
-    S, D = len(classes), weight.shape[1]
-    out = torch.empty((S, D), dtype=weight.dtype, device=weight.device)
-    centred_rows_kernel[_grid(S, D)](
-        weight, centre, classes, tiles, out, S, D, weight.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
     )
     return out
 

@@ -8,32 +8,76 @@ product away. It is summed over a sample of rows of C drawn by their tail mass, 
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.products import add_product
-from kernels.linear_cross_entropy.tail.elementwise import centred_rows, weighted_deviation
+from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
 from kernels.linear_cross_entropy.tail.model import TailModel
 
-SAMPLED_ROWS = 16384
 CHUNK_ROWS = 8192  # of the sample at once
+
+
+@triton.jit
+def sampled_rows_kernel(
+    weight,  # (V, D)
+    centre,  # (T, D)
+    order,  # (V,) int64, unused without ORDERED
+    shape,  # (V,) fp32
+    cumulated,  # (T,) fp32: tail mass of the tiles up to and with this one
+    out,  # (samples, D), out: row of C less the centre of its tile
+    samples,
+    first_sample,
+    T,
+    V,
+    D,
+    stride_weight,
+    ORDERED: tl.constexpr,
+    TILES: tl.constexpr,  # T, rounded up to a power of two
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # A program owns one sample: the class at (k + 1/2) / samples of the tail mass. Which tile, then which class in it.
+    sample = tl.program_id(0)
+    tiles = tl.arange(0, TILES)
+    ends = tl.abs(tl.load(cumulated + tiles, mask=tiles < T, other=float("inf")))
+    whole = tl.abs(tl.load(cumulated + T - 1))
+    point = (first_sample + sample + 0.5) / samples * whole
+    tile = tl.minimum(tl.sum((ends <= point).to(tl.int32), axis=0), T - 1)
+    begin = tl.max(tl.where(tiles < tile, ends, 0.0), axis=0)
+    end = tl.min(tl.where(tiles >= tile, ends, float("inf")), axis=0)
+    local = tl.arange(0, BLOCK_V)
+    q = tl.load(shape + tile * BLOCK_V + local, mask=tile * BLOCK_V + local < V, other=0.0)
+    share = (point - begin) / tl.maximum(end - begin, 1e-37)
+    inside = tl.sum((tl.cumsum(q, axis=0) <= share).to(tl.int32), axis=0)
+    row = tl.minimum(tile * BLOCK_V + tl.minimum(inside, BLOCK_V - 1), V - 1).to(tl.int64)
+    if ORDERED:
+        row = tl.load(order + row)
+    for d in range(0, D, BLOCK_D):
+        cols = d + tl.arange(0, BLOCK_D)
+        c = tl.load(weight + row * stride_weight + cols, mask=cols < D, other=0.0).to(tl.float32)
+        c -= tl.load(centre + tile.to(tl.int64) * D + cols, mask=cols < D, other=0.0).to(tl.float32)
+        tl.store(out + sample.to(tl.int64) * D + cols, c.to(out.dtype.element_ty), mask=cols < D)
 
 
 def within_tile_covariance(problem: Problem, model: TailModel, tile_mass: Tensor, samples: int) -> Tensor:
     """(D, D) fp32: the covariance of rows of C about their tile's centre, weighted by tail mass. tile_mass (T,)."""
     C = problem.weight
     V, D = C.shape
-    class_mass = model.shape * tile_mass.abs().repeat_interleave(model.tile_classes)[:V]
-    cumulated = class_mass.cumsum(0, dtype=torch.float64)  # a step of the sum would be lost in fp32
-    points = (torch.arange(samples, device=C.device, dtype=torch.float64) + 0.5) * (cumulated[-1] / samples)
-    places = torch.searchsorted(cumulated, points).clamp_(max=V - 1)  # (samples,): every class by its mass
+    cumulated = tile_mass.cumsum(0)
     covariance = torch.empty(D, D, dtype=torch.float32, device=C.device)
-    for i, chunk in enumerate(places.split(CHUNK_ROWS)):
-        classes = chunk if model.order is None else model.order[chunk]
-        rows = centred_rows(C, model.centre, classes, chunk // model.tile_classes)
-        add_product(covariance, rows.t(), rows, first=i == 0)
-    return covariance.div_(samples)
+    for first in range(0, samples, CHUNK_ROWS):
+        rows = torch.empty(min(CHUNK_ROWS, samples - first), D, dtype=C.dtype, device=C.device)
+        sampled_rows_kernel[(len(rows),)](
+            C, model.centre, model.order, model.shape, cumulated, rows, samples, first, model.tiles, V, D, C.stride(0),
+            ORDERED=model.order is not None, TILES=triton.next_power_of_2(model.tiles), BLOCK_V=model.tile_classes,
+            BLOCK_D=min(1024, triton.next_power_of_2(D)), num_warps=4,
+        )  # fmt: skip
+        add_product(covariance, rows.t(), rows, first=first == 0)
+    return covariance
 
 
 def add_first_order(
@@ -42,10 +86,10 @@ def add_first_order(
     token_mass: Tensor,  # (N,) fp32: w, in units that the dtype of E can hold
     tile_mass: Tensor,  # (T,) fp32
     accumulator: Tensor,  # (N, D) fp32, in and out: dE in the same units
-    samples: int = SAMPLED_ROWS,
+    samples: int,
 ) -> None:
     E = problem.input
-    covariance = within_tile_covariance(problem, model, tile_mass, samples).to(E.dtype)
-    weight = token_mass.abs()
-    mean = column_sum(E, weight) / weight.sum().clamp(min=1e-30)
+    covariance = (within_tile_covariance(problem, model, tile_mass, samples) / samples).to(E.dtype)
+    mean = column_sum(E, token_mass) / token_mass.sum()
+    mean = torch.where(mean.isfinite(), mean, 0.0)  # no tail at all: w is 0 everywhere
     add_product(accumulator, weighted_deviation(E, mean, token_mass), covariance, first=False)

@@ -11,38 +11,51 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import Tile, tail_tile
-from kernels.linear_cross_entropy.engine import kept_rows
+from kernels.linear_cross_entropy.engine import kept_rows, packing_pays
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail import gradients as steps
+from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
-from kernels.linear_cross_entropy.tail.model import TailModel, tail_model, typical_token
+from kernels.linear_cross_entropy.tail.model import TailModel, tail_model, typical_token, with_relative_spread
 from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH, make_report
-from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, tile_statistics
+from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, positions, tile_statistics
 
 
 def remember(
-    problem: Problem, kept: int | None, order: Tensor | None, tile_classes: int
-) -> tuple[Statistics, tuple[Tensor, ...]]:
-    """Statistics of every token, and the tensors of operators.KEPT. `kept`: what engine.count_kept said."""
+    problem: Problem, pack: bool, order: Tensor | None, tile_classes: int
+) -> tuple[Statistics, int | None, tuple[Tensor, ...]]:
+    """Statistics of every token, how many take part if ignored rows were left out, and the tensors of operators.KEPT."""
     N, device = problem.tokens, problem.input.device
-    rows = None if kept is None else kept_rows(problem, kept)
-    part = problem if rows is None else problem.rows(rows)
     tile = tail_tile(tile_classes)
-    part = replace(part, input=_aligned(part.input, tile), weight=_aligned(part.weight, tile))
+    problem = replace(problem, input=_aligned(problem.input, tile), weight=_aligned(problem.weight, tile))
     with on_device(device):
-        model = tail_model(part, typical_token(part), order, tile_classes)
+        number = HostCopy((problem.target != problem.ignore_index).sum()) if pack else None
+        model = tail_model(problem, typical_token(problem), order, tile_classes)  # while the number is on its way
+        kept = N if number is None else int(number.wait())
+        rows, part = None, problem
+        if kept > 0 and packing_pays(kept, N):
+            rows = kept_rows(problem, kept)
+            part = problem.rows(rows)
+        target = positions(part, order)
         room = _empty_statistics(problem, model.tiles)
         tiles = _view(room, model.tiles, part.tokens)
-        statistics = tile_statistics(part, model, tile, tiles)
+        statistics = tile_statistics(part, model, target, tile, tiles)
+        model = with_relative_spread(model)
     if rows is not None:
         whole = Statistics(*(torch.zeros(N, dtype=torch.float32, device=device) for _ in range(5)))
         for every, some in zip(whole.tensors(), statistics.tensors(), strict=True):
             every.index_copy_(0, rows, some)
         statistics = whole
+    place = problem.input.new_empty(0 if order is None else N, dtype=torch.int64)
+    if order is not None:
+        place[: part.tokens] = target
     optional = (model.class_sum, model.flat_shape, model.flat_centre)
-    nothing = problem.input.new_empty(0)
     of_model = (model.shape, model.shape_square, model.centre, model.spread)
-    return statistics, (*room, *of_model, *(nothing.clone() if t is None else t for t in optional))
+    return (
+        statistics,
+        None if rows is None else kept,
+        (*room, place, *of_model, *(problem.input.new_empty(0) if t is None else t for t in optional)),
+    )
 
 
 def gradients(
@@ -60,23 +73,21 @@ def gradients(
     certify: bool,
 ) -> tuple[Gradients, Tensor]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count; and a report (report.py)."""
-    # where, not *: the mean over no rows at all has an infinite upstream gradient.
-    grad_loss = torch.where(problem.counted, grad_loss, 0.0)
-    grad_lse = torch.where(problem.counted, grad_lse, 0.0)
     rows, part = None, problem
     if kept is not None:
         rows = kept_rows(problem, kept)
         part, statistics = problem.rows(rows), statistics.rows(rows)
         grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
-    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[4:]
+    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[5:]
     model = TailModel(
         tile_classes, order, shape, shape_square, centre, spread,
         *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
     )  # fmt: skip
     tiles = _view(remembered[:4], model.tiles, part.tokens)
+    target = part.target if order is None else remembered[4][: part.tokens]
     with on_device(problem.input.device):
         result, stats = steps.gradients(
-            part, statistics, tiles, model, grad_loss, grad_lse, needs, method, certified=certify
+            part, statistics, tiles, model, target, grad_loss, grad_lse, needs, method, certified=certify
         )
         report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
     if rows is not None and result.input is not None:

@@ -21,7 +21,6 @@ from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.products import add_product
 from kernels.linear_cross_entropy.tail.active_pairs import (
-    ROWS,
     Blocks,
     GatherOptions,
     Pulls,
@@ -33,10 +32,12 @@ from kernels.linear_cross_entropy.tail.active_pairs import (
 from kernels.linear_cross_entropy.tail.certificate import Certificate, certify
 from kernels.linear_cross_entropy.tail.elementwise import less_outer_product
 from kernels.linear_cross_entropy.tail.first_order import add_first_order
+from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
-from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
-from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, position_of
+from kernels.linear_cross_entropy.tail.routing import ROWS, Routing, list_pairs, route
+from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
+from kernels.linear_cross_entropy.tail.upstream import upstream
 
 GATHER_BYTES = 48 * 2**20  # of dz at once
 
@@ -46,10 +47,9 @@ class TailStats:
     """What a backward did."""
 
     dense: bool
-    active_fraction: float  # of all pairs
-    padded_fraction: float  # likewise, lists rounded up to blocks
+    padded_fraction: float  # of all pairs: active, lists rounded up to blocks
     routing: Routing
-    upstream: float = float("nan")  # sum of g + l, read with a certificate alone
+    upstream: float = float("nan")  # sum of g + l; this and what follows with a certificate alone
     certificate: Certificate | None = None
 
 
@@ -58,7 +58,8 @@ def gradients(
     statistics: Statistics,
     tiles: TileStatistics,
     model: TailModel,
-    grad_loss: Tensor,  # (N,) fp32, 0 in rows that do not count
+    target: Tensor,  # (N,) int64: positions in the vocabulary order
+    grad_loss: Tensor,  # (N,) fp32; rows that do not count are left out here
     grad_lse: Tensor,  # (N,) fp32, likewise
     needs: Needs,
     method: TailMethod,
@@ -68,64 +69,50 @@ def gradients(
 ) -> tuple[Gradients, TailStats]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse), and what was done for them."""
     options = options or GatherOptions()
-    E, C = problem.input, problem.weight
-    N, V, D = problem.tokens, problem.vocab_size, problem.hidden_size
-    p_scale = grad_loss + grad_lse
-    target = problem.target if model.order is None else position_of(problem, model.order)
-    routing = route(problem, statistics, tiles, model, target, grad_loss, p_scale, method)
-    host_counts = torch.empty(model.tiles, dtype=torch.int32, pin_memory=E.is_cuda)
-    host_counts.copy_(routing.counts, non_blocking=True)
-    copied = torch.cuda.Event() if E.is_cuda else None
-    if copied is not None:
-        copied.record()
-    accumulator, pulls = tail_products(problem, model, routing, grad_loss, needs, method)
-    if copied is not None:
-        copied.synchronize()  # the host waits here
-    counts: list[int] = host_counts.tolist()
-    total_blocks = sum(-(-count // ROWS) for count in counts)
-    pairs = N * model.tiles
-    stats = TailStats(
-        method.choose and total_blocks * ROWS > method.dense_fraction * pairs, sum(counts) / pairs, total_blocks * ROWS / pairs, routing
-    )
-    if stats.dense:
+    C = problem.weight
+    given = upstream(problem, statistics, grad_loss, grad_lse)
+    routing = route(problem, statistics, tiles, model, target, given, method)
+    ends = HostCopy(routing.first_block)
+    accumulator, pulls = tail_products(problem, model, routing, given.loss, needs, method)
+    term = None
+    if certified and needs.input and method.tail and method.first_order:
+        term = first_order_term(problem, model, routing, method)
+    first_block = ends.wait()
+    total, pairs = int(first_block[-1]), problem.tokens * model.tiles
+    dense_path = method.choose and total * ROWS > method.dense_fraction * pairs
+    stats = TailStats(dense_path, total * ROWS / pairs, routing)
+    if dense_path:
         del accumulator, pulls
-        return dense.gradients(problem, statistics, grad_loss, grad_lse, needs), stats
-
-    grad_weight = torch.empty((V, D), dtype=C.dtype, device=C.device) if needs.weight else None
-    grad_bias = torch.empty(V, dtype=C.dtype, device=C.device) if needs.bias else None
-    blocks_of_tile = (routing.counts.long() + (ROWS - 1)) // ROWS
-    first_block = torch.cat([blocks_of_tile.new_zeros(1), blocks_of_tile.cumsum(0)])
-    tokens = list_pairs(
-        problem, statistics, tiles, model, target, grad_loss, p_scale, routing,
-        first_block[:-1] * ROWS, total_blocks * ROWS,
-    )  # fmt: skip
-    tile_numbers = torch.arange(model.tiles, dtype=torch.int32, device=E.device)
-    tile_of_block = torch.repeat_interleave(tile_numbers, blocks_of_tile, output_size=total_blocks)
-    ranges = plan_blocks(counts, model.tile_classes, C.element_size(), GATHER_BYTES)
-    sizes = [sum(-(-count // ROWS) for count in counts[start:stop]) for start, stop in ranges]
+        return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
+    if not certified:  # 1/80 of dC that is not needed any more
+        routing = stats.routing
+        stats = replace(stats, routing=replace(routing, tail=routing.tail.new_empty(0), flat_tail=None))
+        routing = stats.routing
+    tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total)
+    grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
+    grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
+    ranges = plan_blocks(first_block.tolist(), GATHER_BYTES // (ROWS * model.tile_classes * C.element_size()))
+    sizes = [int(first_block[stop] - first_block[start]) for start, stop in ranges]
     dz_memory = torch.empty(max(sizes) * ROWS, model.tile_classes, dtype=C.dtype, device=C.device)
-    done = 0
     for (start, stop), size in zip(ranges, sizes, strict=True):
-        here = slice(done, done + size)
+        done = int(first_block[start])
         blocks = Blocks(
-            tokens[done * ROWS : (done + size) * ROWS], tile_of_block[here],
-            (first_block[start : stop + 1] - done).int(), start, stop - start, size,
+            tokens[done * ROWS : (done + size) * ROWS], tile_of_block[done : done + size], routing.first_block, done,
+            start, stop - start, size,
         )  # fmt: skip
         dz = dz_memory[: size * ROWS]
         if size:
-            write_logit_gradient(problem, statistics, model, target, grad_loss, p_scale, blocks, dz, options)
+            write_logit_gradient(problem, statistics, model, target, given, blocks, dz, options)
             if accumulator is not None:
                 scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
         if pulls is not None:
             write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options)
-        done += size
     del dz_memory, dz, pulls
-    result = Gradients(_finished(problem, model, grad_loss, accumulator), grad_weight, grad_bias)
+    result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats
-    term = first_order_term(problem, model, routing) if method.first_order and needs.input else None
-    certificate = certify(problem, statistics, tiles, model, routing, target, p_scale, term, result)
-    return result, replace(stats, certificate=certificate, upstream=float(p_scale.double().sum()))
+    certificate = certify(problem, statistics, tiles, model, routing, target, given.p_scale, term, result)
+    return result, replace(stats, certificate=certificate, upstream=float(given.p_scale.double().sum()))
 
 
 def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:
@@ -136,11 +123,11 @@ def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator
     return less_outer_product(accumulator, grad_loss, share, problem.input.dtype)
 
 
-def first_order_term(problem: Problem, model: TailModel, routing: Routing) -> Tensor:  # (N, D) fp32
+def first_order_term(problem: Problem, model: TailModel, routing: Routing, method: TailMethod) -> Tensor:  # (N, D) fp32
     """What add_first_order adds to dE, by itself."""
     term = torch.zeros(problem.input.shape, dtype=torch.float32, device=problem.input.device)
-    token_mass, tile_mass = (routing.tail.sum(dim=dim, dtype=torch.float32) for dim in (0, 1))
-    add_first_order(problem, model, token_mass, tile_mass, term)
+    token_mass = routing.tail.sum(dim=0, dtype=torch.float32)
+    add_first_order(problem, model, token_mass, routing.tail_mass, term, method.sampled_rows)
     return term if routing.unit is None else term * routing.unit
 
 
@@ -158,8 +145,8 @@ def tail_products(
         if method.tail:
             add_product(accumulator, routing.tail.t(), model.centre, first=True)
             if method.first_order:
-                token_mass, tile_mass = (routing.tail.sum(dim=dim, dtype=torch.float32) for dim in (0, 1))
-                add_first_order(problem, model, token_mass, tile_mass, accumulator)
+                token_mass = routing.tail.sum(dim=0, dtype=torch.float32)
+                add_first_order(problem, model, token_mass, routing.tail_mass, accumulator, method.sampled_rows)
         else:
             accumulator.zero_()
         if routing.flat_tail is not None:
@@ -180,6 +167,6 @@ def tail_products(
         flat_mass = routing.flat_tail.sum(dim=1, dtype=torch.float32) * (unit * flat_share)
     if routing.unit is not None or not method.tail:
         pull *= unit if method.tail else 0.0
-    mass = routing.tail.sum(dim=1, dtype=torch.float32) * (unit if method.tail else 0.0)
+    mass = routing.tail_mass * (unit if method.tail else 0.0)
     shift = column_sum(E, grad_loss) * rank_one if rank_one else torch.zeros(D, device=E.device)
     return accumulator, Pulls(pull, shift, flat_pull, mass, grad_loss.sum() * rank_one, flat_mass)

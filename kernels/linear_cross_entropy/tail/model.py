@@ -14,7 +14,7 @@ softmax(s) u normalised, and smoothing, -(beta / V) u_nv, has a shape of its own
 Classes come in a vocabulary order; every (V,) result here is in it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -25,7 +25,6 @@ from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.primitives import capped
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail.elementwise import squared_distances
-
 
 BLOCK_D = 64  # columns of C at a time: 128 bytes of every row of the tile
 WARPS, STAGES = 8, 3
@@ -40,7 +39,7 @@ class TailModel:
     shape: Tensor  # (V,) fp32
     shape_square: Tensor  # (T,) fp32: sum of the squares of a tile's shape
     centre: Tensor  # (T, D) in C's dtype
-    spread: Tensor  # (T,) fp32
+    spread: Tensor  # (T,) fp32; once the forward is through, relative to their root mean square
     class_sum: Tensor | None  # (D,) fp32, with smoothing and without a softcap: sum of the rows of C
     flat_shape: Tensor | None  # (V,) fp32, with smoothing under a softcap: the shape of its part
     flat_centre: Tensor | None  # (T, D) in C's dtype, likewise
@@ -51,7 +50,7 @@ class TailModel:
 
 
 @triton.jit
-def tail_model_kernel(
+def tail_model_kernel(  # noqa: PLR0915 - two passes over one tile
     weight,  # (V, D)
     bias,  # (V,), unused without HAS_BIAS
     order,  # (V,) int64, unused without ORDERED
@@ -153,17 +152,68 @@ def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classe
     return TailModel(tile_classes, order, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre)
 
 
+@triton.jit(do_not_specialize=["N", "V", "ignore_index"])
+def token_weights_kernel(
+    target,  # (N,) int64
+    distance,  # (N,) fp32: squared distance from the mean, unused without DISTANT
+    weights,  # (N,) fp32, out: sum to 1, 0 in rows that do not count
+    N,
+    V,
+    ignore_index,
+    DISTANT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One program, three walks over the tokens: launches cost more here, ahead of the forward, than loops.
+    number = tl.zeros((BLOCK,), tl.float32)
+    far = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, N, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        y = tl.load(target + rows, mask=rows < N, other=ignore_index)
+        counts = (y >= 0) & (y < V) & (y != ignore_index)
+        number += counts.to(tl.float32)
+        if DISTANT:
+            far += tl.where(counts, tl.load(distance + rows, mask=rows < N, other=0.0), 0.0)
+    tokens = tl.maximum(tl.sum(number, axis=0), 1.0)
+    average = tl.maximum(tl.sum(far, axis=0) / tokens, 1e-30)
+    whole = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, N, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        y = tl.load(target + rows, mask=rows < N, other=ignore_index)
+        counts = (y >= 0) & (y < V) & (y != ignore_index)
+        weight = tl.where(counts, 1.0, 0.0)
+        if DISTANT:
+            # a tenth of the average distance: no single token at the mean itself takes all of the weight
+            near = 1.0 / (tl.load(distance + rows, mask=rows < N, other=0.0) / average + 0.1)
+            weight = tl.where(counts, near * near, 0.0)
+        whole += weight
+        tl.store(weights + rows, weight, mask=rows < N)
+    total = tl.maximum(tl.sum(whole, axis=0), 1e-30)
+    tl.debug_barrier()  # every thread reads below what others wrote above
+    for first in range(0, N, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        tl.store(weights + rows, tl.load(weights + rows, mask=rows < N) / total, mask=rows < N)
+
+
 def typical_token(problem: Problem) -> Tensor:  # (D,) fp32
     """The mean of the tokens that count, weighted by 1 / distance^4 from their plain mean.
 
     Tails belong to the tokens with flat distributions, which lie near the mean; a token far out has its mass on a few
     classes, and its tail is small. On trained-like inputs these weights do as well as the tails' true masses.
     """
-    counted = problem.counted.float()
-    number = counted.sum().clamp(min=1.0)
-    distance = squared_distances(problem.input, column_sum(problem.input, counted) / number)
-    # a tenth of the average distance: no single token at the mean itself takes all of the weight
-    weight = counted / (distance + 0.1 * (distance * counted).sum() / number + 1e-30).square()
-    weight = torch.where(counted > 0, weight, 0.0)
-    weight = weight / weight.sum().clamp(min=1e-30)
-    return column_sum(problem.input, weight)
+    E = problem.input
+    weights = torch.empty(problem.tokens, dtype=torch.float32, device=E.device)
+    distance = None
+    for _ in range(2):
+        token_weights_kernel[(1,)](
+            problem.target, distance, weights, problem.tokens, problem.vocab_size, problem.ignore_index,
+            DISTANT=distance is not None, BLOCK=4096, num_warps=16,
+        )  # fmt: skip
+        mean = column_sum(E, weights)
+        distance = squared_distances(E, mean) if distance is None else distance
+    return mean
+
+
+def with_relative_spread(model: TailModel) -> TailModel:
+    """The model with every spread relative to the root of their mean square; at least a thousandth."""
+    spread = model.spread / model.spread.square().mean().sqrt().clamp(min=1e-30)
+    return replace(model, spread=spread.clamp(min=1e-3))

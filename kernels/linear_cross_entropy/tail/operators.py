@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.linear_cross_entropy import engine
 from kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
-from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
 from kernels.linear_cross_entropy.tail.method import TailMethod
+from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
 
 OPERANDS = "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? order"
 SETTINGS = (
@@ -24,17 +23,16 @@ SETTINGS = (
 )
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
 KEPT = (
-    "tile_lse", "residual", "mass_slope", "mean_slope",
+    "tile_lse", "residual", "mass_slope", "mean_slope", "position",
     "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
 )  # fmt: skip
-TILE_STATISTICS = 4  # of KEPT, T * N each; the others are the model's
 
 
 @torch.library.custom_op(
     "linear_cross_entropy::tail_forward",
     mutates_args=(),
-    schema=f"({OPERANDS}, Tensor report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, Tensor maximum, Tensor total, "
-    f"Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
+    schema=f"({OPERANDS}, Tensor report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
+    f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
 )
 def tail_forward(
     input: Tensor,  # (N, D)
@@ -59,8 +57,7 @@ def tail_forward(
 
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     with torch.autocast(input.device.type, enabled=False):
-        kept = engine.count_kept(problem, pack)
-        statistics, remembered = forward.remember(problem, kept, order, tile_classes)
+        statistics, kept, remembered = forward.remember(problem, pack, order, tile_classes)
     return *statistics.tensors(), torch.tensor(-1 if kept is None else kept), *remembered
 
 
@@ -82,22 +79,27 @@ def _(
     (N, D), V = input.shape, weight.shape[0]
     T = (V + tile_classes - 1) // tile_classes
     capped, smooth = softcap > 0, label_smoothing > 0
-    wide = {"dtype": torch.float32}
-    tokens = (input.new_empty(N, **wide) for _ in range(5))
-    pairs = lambda exists, dtype: input.new_empty(T * N if exists else 0, dtype=dtype)  # noqa: E731
+
+    def wide(*shape: int) -> Tensor:
+        return input.new_empty(shape, dtype=torch.float32)
+
+    def half(exists: bool) -> Tensor:
+        return input.new_empty(T * N if exists else 0, dtype=torch.bfloat16)
+
     return (
-        *tokens,
+        *(wide(N) for _ in range(5)),
         torch.empty((), dtype=torch.int64, device="cpu"),
-        pairs(True, torch.float32),
-        pairs(True, torch.bfloat16),
-        pairs(capped, torch.bfloat16),
-        pairs(capped and smooth, torch.bfloat16),
-        input.new_empty(V, **wide),
-        input.new_empty(T, **wide),
+        wide(T * N),
+        half(True),
+        half(capped),
+        half(capped and smooth),
+        input.new_empty(0 if order is None else N, dtype=torch.int64),
+        wide(V),
+        wide(T),
         input.new_empty((T, D)),
-        input.new_empty(T, **wide),
-        input.new_empty(D if smooth and not capped else 0, **wide),
-        input.new_empty(V if smooth and capped else 0, **wide),
+        wide(T),
+        wide(D if smooth and not capped else 0),
+        wide(V if smooth and capped else 0),
         input.new_empty((T, D) if smooth and capped else (0,)),
     )
 
@@ -126,6 +128,7 @@ def tail_backward(
     residual: Tensor,
     mass_slope: Tensor,
     mean_slope: Tensor,
+    position: Tensor,
     shape: Tensor,
     shape_square: Tensor,
     centre: Tensor,
@@ -147,13 +150,13 @@ def tail_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of sum(grad_loss * loss + grad_lse * lse) where one is needed, and what was done for them (report.py)."""
+    """Gradients of sum(grad_loss * loss + grad_lse * lse) where one is needed, and a report (report.py)."""
     from kernels.linear_cross_entropy.tail import forward  # noqa: PLC0415 - imports triton
 
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     statistics = Statistics(nll, lse, nll, maximum, total)  # the loss itself is not read
     remembered = (
-        tile_lse, residual, mass_slope, mean_slope,
+        tile_lse, residual, mass_slope, mean_slope, position,
         shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
     )  # fmt: skip
     method = TailMethod(tolerance, tail, first_order, choose=choose)

@@ -23,7 +23,7 @@ class GradientStats:
     path: "corrected", "dense" or "not run". Fractions are of all (token, vocabulary tile) pairs: computed, and with
     lists rounded up to blocks. inactive_mass: of the probability, in modelled pairs. Errors are relative to the norm of
     the gradient and of the method alone: expected_* is what the routing counted on, input_bound an upper bound for dE
-    that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what rounding dz and dE adds.
+    that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what rounding adds to dE.
     """
 
     report: Tensor  # (REPORT_LENGTH,) fp64 on the host
@@ -49,11 +49,12 @@ class GradientStats:
 
 def make_report(stats: "TailStats") -> Tensor:  # (REPORT_LENGTH,) fp64
     """The numbers of FIELDS; reads the device."""
-    numbers = [float(stats.dense), stats.active_fraction, stats.padded_fraction]
+    routing, found = stats.routing, stats.certificate
+    T, N = routing.tail.shape
+    numbers = [float(stats.dense), int(routing.counts.sum()) / (T * N), stats.padded_fraction]
     if not stats.dense:
-        routing, found = stats.routing, stats.certificate
-        mass = float(routing.tail.double().sum()) * (1.0 if routing.unit is None else float(routing.unit))
-        numbers += [mass / stats.upstream, float(routing.predicted_error), float(routing.predicted_weight_error)]
+        mass = float(routing.tail_mass.sum()) * (1.0 if routing.unit is None else float(routing.unit))
+        numbers += [mass / stats.upstream, *routing.expected_errors.tolist()]
         if found is not None:
             numbers += [found.input_bound, found.weight_estimate, found.arithmetic_error]
     return torch.tensor(numbers + [float("nan")] * (REPORT_LENGTH - len(numbers)), dtype=torch.float64)

@@ -5,13 +5,15 @@ Replacing the pair (n, t) by the model changes its logit gradients by a vector o
 A pair is *active*, computed exactly, if it holds the token's target or a_nt exceeds its tile's threshold, the smaller
 of two, both from one histogram of a_nt by tile and power of two, before anything is read on the host:
 
-accuracy: a * spread_t <= const, the largest const with which both errors stay within the tolerance, relative to what the
+accuracy: a * spread_t <= const, the largest with which both errors stay within the tolerance, relative to what the
     targets alone would give, sum_n (g_n (1 - p_y))^2. Errors of different tiles have nothing to do with each other's
     direction; those of one class by different tokens agree in part (COHERENCE), for E has a mean:
     |error of dE|^2 ~ sum over inactive pairs of (a_nt spread_t)^2
     |error of dC|^2 ~ |E|^2 sum over tiles of [ sum of a_nt^2 + (COHERENCE * sum of a_nt)^2 ]
-rare classes: a class that is no target has a row of dC of about (mass of its tile) / (classes of the tile), and one pair
-    may be all of its error: a_nt <= COLD * that.
+rare classes: a class that is no target has a row of dC of about (mass of its tile) / (classes of the tile), and one
+    pair may be all of its error: a_nt <= COLD * that.
+
+Every step is one launch, since nothing hides the host's time here: the forward is over, the products wait for it.
 """
 
 from dataclasses import dataclass
@@ -25,22 +27,42 @@ from kernels.linear_cross_entropy.problem import Problem, Statistics
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
+from kernels.linear_cross_entropy.tail.upstream import (
+    BOUND,
+    INPUT_ERROR,
+    LARGEST,
+    ONE_HOT,
+    UPSTREAM,
+    WEIGHT_ERROR,
+    Upstream,
+)
 
-BINS = 64  # of a^2, each twice the next; the first is empty, the last holds all that is smaller
+BINS = 64  # of squared score, each half of the one before; the first is empty, the last holds all that is smaller
 BLOCK = 1024  # tokens a step
+ROWS = 64  # tokens of a block of active pairs: a tile's list is padded to it
 
 
 @dataclass(frozen=True)
 class Routing:
     """What is computed and what is modelled; all on the device."""
 
+    totals: Tensor  # (TOTALS,) fp32: the places above
     threshold: Tensor  # (T,) fp32: pairs whose a_nt exceeds their tile's are active
     counts: Tensor  # (T,) int32: active pairs of a tile
+    first_block: Tensor  # (T + 1,) int32: where its blocks of ROWS pairs begin
     tail: Tensor  # (T, N) in E's dtype: (g + l) m / unit of inactive pairs, 0 of active ones
     flat_tail: Tensor | None  # (T, N), likewise: g * mean slope / unit, under a softcap with smoothing
-    unit: Tensor | None  # () fp32: the largest |g + l|, which keeps tail within the range of fp16; None for 1
-    predicted_error: Tensor  # () fp32: of dE relative to its norm, as estimated above
-    predicted_weight_error: Tensor  # () fp32: of dC, likewise
+    tail_mass: Tensor  # (T,) fp32: its sum over the tokens
+
+    @property
+    def expected_errors(self) -> Tensor:
+        """(2,) fp32: of dE and dC, relative, as the thresholds were chosen for."""
+        return self.totals[INPUT_ERROR.value : WEIGHT_ERROR.value + 1]
+
+    @property
+    def unit(self) -> Tensor | None:
+        """() fp32: the largest |g + l|, which keeps tail within the range of fp16; None for 1."""
+        return self.totals[0] if self.tail.dtype == torch.float16 else None
 
 
 @triton.jit
@@ -61,10 +83,11 @@ def histogram_kernel(
     tile_lse,  # (T, N) fp32
     residual,  # (T, N) bf16
     mass_slope,  # (T, N) bf16, unused without SOFTCAP
-    p_scale,  # (N,) fp32: g + l
+    relative,  # (T,) fp32: spread over its root mean square
+    p_scale,  # (N,) fp32
     lse,  # (N,) fp32
-    top,  # () fp32: the largest a^2 there can be
-    histogram,  # (T, BINS) int32, out
+    totals,  # (TOTALS,) fp32
+    left,  # (T, 3, BINS) fp32, out: of pairs in this bin and those after, sums of (a relative)^2, a^2 and (sum of a)^2
     tile_mass,  # (T,) fp32, out: sum over the tokens of |g + l| m
     N,
     SOFTCAP: tl.constexpr,
@@ -73,7 +96,9 @@ def histogram_kernel(
 ):
     # A program owns a tile.
     tile = tl.program_id(0)
-    ceiling = tl.log2(tl.load(top))
+    factor = tl.load(relative + tile)
+    largest = tl.load(totals + LARGEST)
+    ceiling = tl.log2(largest * largest * 2.0)  # |c - q|^2 <= 2; a wider spread than the mean's is clamped to bin 1
     total = tl.zeros((BINS,), tl.int32)
     mass = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
@@ -82,13 +107,47 @@ def histogram_kernel(
         place = tile.to(tl.int64) * N + rows
         weighted, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
         mass += tl.abs(weighted)
+        score *= factor
         depth = ceiling - tl.log2(tl.maximum(score * score, 1e-37))
-        # A nan belongs to an active pair: where(nan < ...) puts it into bin 0.
-        bin = tl.where(depth > 0.0, tl.minimum(depth, BINS - 2.0) + 1.0, 0.0).to(tl.int32)
+        # A nan fails every comparison, lands in bin 0 and is counted nowhere: its pair is active.
+        bin = tl.where(depth > -20.0, tl.minimum(tl.maximum(depth, 0.0), BINS - 2.0) + 1.0, 0.0).to(tl.int32)
         bin = tl.where(mask, bin, BINS - 1)
         total += tl.histogram(bin, BINS)
-    tl.store(histogram + tile * BINS + tl.arange(0, BINS), total)
+    bins = tl.arange(0, BINS)
+    # Of what is 2^-62 of the largest nothing is known but that; it and the padding count as 0.
+    counts = tl.where((bins > 0) & (bins < BINS - 1), total, 0).to(tl.float32)
+    middle = tl.exp2(ceiling + 1.0 - bins.to(tl.float32)) * 0.75  # of the bin's squares
+    squares = tl.cumsum(counts * middle, axis=0, reverse=True)
+    sums = tl.cumsum(counts * tl.sqrt(middle), axis=0, reverse=True) / factor
+    place = tile * (3 * BINS) + bins
+    tl.store(left + place, squares)
+    tl.store(left + place + BINS, squares / (factor * factor))
+    tl.store(left + place + 2 * BINS, sums * sums)
     tl.store(tile_mass + tile, tl.sum(mass, axis=0))
+
+
+@triton.jit
+def choose_kernel(
+    left,  # (3, BINS) fp32: summed over the tiles
+    totals,  # (TOTALS,) fp32, in and out: BOUND, INPUT_ERROR and WEIGHT_ERROR
+    tolerance,
+    coherence,
+    BINS: tl.constexpr,
+):
+    # One program. Errors fall from bin to bin: the first with both within the tolerance begins what is modelled.
+    bins = tl.arange(0, BINS)
+    largest, one_hot = tl.load(totals + LARGEST), tl.load(totals + ONE_HOT)
+    squares = tl.load(left + bins)
+    whole = one_hot + tl.max(squares, axis=0)
+    error = tl.sqrt(squares / whole)
+    spread_out = tl.load(left + BINS + bins) + coherence * coherence * tl.load(left + 2 * BINS + bins)
+    weight_error = tl.sqrt(spread_out / one_hot)
+    wrong = (tl.maximum(error, weight_error) > tolerance).to(tl.int32)
+    choice = tl.minimum(tl.sum(wrong, axis=0), BINS - 1)
+    # The upper end of the chosen bin
+    tl.store(totals + BOUND, tl.sqrt(largest * largest * 2.0 * tl.exp2(1.0 - choice.to(tl.float32))))
+    tl.store(totals + INPUT_ERROR, tl.sum(tl.where(bins == choice, error, 0.0), axis=0))
+    tl.store(totals + WEIGHT_ERROR, tl.sum(tl.where(bins == choice, weight_error, 0.0), axis=0))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -97,129 +156,156 @@ def route_kernel(
     residual,  # (T, N) bf16
     mass_slope,  # (T, N) bf16, unused without SOFTCAP
     mean_slope,  # (T, N) bf16, unused without FLAT
-    p_scale,  # (N,) fp32: g + l
-    grad_loss,  # (N,) fp32: g; unused without FLAT
+    relative,  # (T,) fp32
+    tile_mass,  # (T,) fp32
+    g,  # (N,) fp32
+    p_scale,  # (N,) fp32
     lse,  # (N,) fp32
     target,  # (N,) int64: positions in the vocabulary order
-    threshold,  # (T,) fp32
-    scale,  # () fp32, unused without SCALED
-    starts,  # (T,) int64: where a tile's list begins; unused without LIST
-    counts,  # (T,) int32, out without LIST
-    tail,  # (T, N), out without LIST
-    flat_tail,  # (T, N), out with FLAT, without LIST
-    pairs,  # (number of active pairs, each tile's rounded up to a block) int32, out with LIST: tokens
+    totals,  # (TOTALS,) fp32
+    threshold,  # (T,) fp32, out; given with GIVEN
+    counts,  # (T,) int32, out
+    tail,  # (T, N), out
+    flat_tail,  # (T, N), out with FLAT
+    tail_mass,  # (T,) fp32, out
     N,
     tile_classes,
+    cold,  # COLD / classes of a tile
+    shift,  # COLD * beta / V
     SOFTCAP: tl.constexpr,
     FLAT: tl.constexpr,
-    LIST: tl.constexpr,
     SCALED: tl.constexpr,
+    GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # A program owns a tile and walks over its tokens in order, so that a list is ascending.
+    # A program owns a tile.
     tile = tl.program_id(0)
-    bound = tl.load(threshold + tile)
+    if GIVEN:
+        bound = tl.load(threshold + tile)
+    else:
+        bound = tl.load(totals + BOUND) / tl.load(relative + tile)
+        bound = tl.minimum(bound, cold * tl.load(tile_mass + tile) + shift * tl.load(totals + UPSTREAM))
+        tl.store(threshold + tile, bound)
     unit = 1.0
     if SCALED:
-        unit = 1.0 / tl.load(scale)
-    count = tl.zeros((), tl.int32)
+        unit = 1.0 / tl.load(totals + LARGEST)
+    count = tl.zeros((BLOCK,), tl.int32)
+    mass = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         mask = rows < N
         place = tile.to(tl.int64) * N + rows
         weighted, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-        y = tl.load(target + rows, mask=mask, other=-1)
-        counted = tl.load(p_scale + rows, mask=mask, other=0.0) != 0.0
-        active = ((score > bound) | (score != score)) & mask  # noqa: PLR0124 - a nan is computed, not hidden
-        active |= (y >= tile * tile_classes) & (y < (tile + 1) * tile_classes) & counted
-        flags = active.to(tl.int32)
-        if LIST:
-            spot = tl.load(starts + tile) + count + tl.cumsum(flags, axis=0) - 1
-            tl.store(pairs + spot, rows, mask=active)
-        else:
-            tl.store(tail + place, tl.where(active, 0.0, weighted * unit).to(tail.dtype.element_ty), mask=mask)
-            if FLAT:
-                g = tl.load(grad_loss + rows, mask=mask, other=0.0)
-                slope = tl.load(mean_slope + place, mask=mask, other=0.0).to(tl.float32)
-                flat = tl.where(active | (g == 0.0), 0.0, g * slope * unit)
-                tl.store(flat_tail + place, flat.to(flat_tail.dtype.element_ty), mask=mask)
-        count += tl.sum(flags, axis=0)
-    if not LIST:
-        tl.store(counts + tile, count)
+        active = is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes)
+        modelled = tl.where(active, 0.0, weighted * unit)
+        tl.store(tail + place, modelled.to(tail.dtype.element_ty), mask=mask)
+        mass += modelled
+        if FLAT:
+            loss = tl.load(g + rows, mask=mask, other=0.0)
+            slope = tl.load(mean_slope + place, mask=mask, other=0.0).to(tl.float32)
+            flat = tl.where(active | (loss == 0.0), 0.0, loss * slope * unit)
+            tl.store(flat_tail + place, flat.to(flat_tail.dtype.element_ty), mask=mask)
+        count += active.to(tl.int32)
+    tl.store(counts + tile, tl.sum(count, axis=0))
+    tl.store(tail_mass + tile, tl.sum(mass, axis=0))
+
+
+@triton.jit
+def is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes):
+    """Whether a pair is computed: its score, or that it holds the target of a row that counts."""
+    y = tl.load(target + rows, mask=mask, other=-1)
+    counted = tl.load(p_scale + rows, mask=mask, other=0.0) != 0.0
+    holds = (y >= tile * tile_classes) & (y < (tile + 1) * tile_classes) & counted
+    return (holds | (score > bound) | (score != score)) & mask  # noqa: PLR0124 - a nan is computed, not hidden
+
+
+@triton.jit(do_not_specialize=["T"])
+def first_block_kernel(counts, first_block, T, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    # One program: first_block_t = sum over earlier tiles of ceil(counts / ROWS), T + 1 of them.
+    done = tl.zeros((), tl.int32)
+    for first in range(0, T, BLOCK):
+        tiles = first + tl.arange(0, BLOCK)
+        blocks = (tl.load(counts + tiles, mask=tiles < T, other=0) + (ROWS - 1)) // ROWS
+        tl.store(first_block + tiles + 1, done + tl.cumsum(blocks, axis=0), mask=tiles < T)
+        done += tl.sum(blocks, axis=0)
+    tl.store(first_block, 0)
+
+
+@triton.jit(do_not_specialize=["N"])
+def list_kernel(
+    tile_lse,  # (T, N) fp32
+    residual,  # (T, N) bf16
+    mass_slope,  # (T, N) bf16, unused without SOFTCAP
+    p_scale,  # (N,) fp32
+    lse,  # (N,) fp32
+    target,  # (N,) int64: positions in the vocabulary order
+    threshold,  # (T,) fp32
+    first_block,  # (T + 1,) int32
+    tokens,  # (blocks * ROWS,) int32, out: of every tile's active pairs, ascending; -1 in padding
+    tile_of_block,  # (blocks,) int32, out
+    N,
+    tile_classes,
+    SOFTCAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # A program owns a tile and walks over its tokens in order.
+    tile = tl.program_id(0)
+    begin = tl.load(first_block + tile)
+    end = tl.load(first_block + tile + 1)
+    bound = tl.load(threshold + tile)
+    count = begin * ROWS
+    if end > begin:
+        for first in range(0, N, BLOCK):
+            rows = first + tl.arange(0, BLOCK)
+            mask = rows < N
+            place = tile.to(tl.int64) * N + rows
+            _, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
+            active = is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes)
+            flags = active.to(tl.int32)
+            tl.store(tokens + count + tl.cumsum(flags, axis=0) - 1, rows, mask=active)
+            count += tl.sum(flags, axis=0)
+        padding = count + tl.arange(0, ROWS)
+        tl.store(tokens + padding, -1, mask=padding < end * ROWS)
+        for first in range(begin, end, BLOCK):
+            blocks = first + tl.arange(0, BLOCK)
+            tl.store(tile_of_block + blocks, tile, mask=blocks < end)
 
 
 def route(
     problem: Problem,
-    statistics: Statistics,  # its lse and nll
+    statistics: Statistics,  # its lse
     tiles: TileStatistics,
     model: TailModel,
     target: Tensor,  # (N,) int64: positions in the vocabulary order
-    grad_loss: Tensor,  # (N,) fp32
-    p_scale: Tensor,  # (N,) fp32: g + l
+    given: Upstream,
     method: TailMethod,
 ) -> Routing:
     """Routes for relative errors of dE and dC of `method.tolerance`."""
     T, N = tiles.lse.shape
-    device = tiles.lse.device
     has_softcap, smooth = problem.softcap > 0, problem.label_smoothing > 0
-    largest = p_scale.abs().max().clamp(min=1e-30)
-    top = largest.square() * 2  # |c - q|^2 <= 2
-    histogram = torch.empty(T, BINS, dtype=torch.int32, device=device)
-    tile_mass = torch.empty(T, dtype=torch.float32, device=device)
+    device, dtype = tiles.lse.device, problem.input.dtype
+    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
+    left, tile_mass, tail_mass = new(T, 3, BINS), new(T), new(T)
     histogram_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, p_scale, statistics.lse, top, histogram, tile_mass,
-        N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
+        tiles.lse, tiles.residual, tiles.mass_slope, model.spread, given.p_scale, statistics.lse, given.totals,
+        left, tile_mass, N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    one_hot = (grad_loss * torch.expm1(-statistics.nll)).square()
-    one_hot = torch.where(grad_loss == 0, 0.0, one_hot).sum()
-    threshold, errors = thresholds(histogram, tile_mass, top, one_hot, model, problem, grad_loss, method)
-    unit = largest if problem.input.dtype == torch.float16 else None  # the others have the range of fp32
-    dtype = problem.input.dtype
-    counts = torch.empty(T, dtype=torch.int32, device=device)
+    choose_kernel[(1,)](left.sum(dim=0), given.totals, method.tolerance, method.coherence, BINS=BINS, num_warps=1)
+    threshold = new(T) if method.threshold is None else torch.full((T,), method.threshold, device=device)
+    counts, first_block = (torch.empty(n, dtype=torch.int32, device=device) for n in (T, T + 1))
     tail = torch.empty(T, N, dtype=dtype, device=device)
     flat_tail = torch.empty(T, N, dtype=dtype, device=device) if has_softcap and smooth else None
     route_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, p_scale, grad_loss,
-        statistics.lse, target, threshold, unit, None, counts, tail, flat_tail, None, N, model.tile_classes,
-        SOFTCAP=has_softcap, FLAT=flat_tail is not None, LIST=False, SCALED=unit is not None, BLOCK=BLOCK, num_warps=4,
+        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.spread, tile_mass,
+        given.loss, given.p_scale, statistics.lse, target, given.totals, threshold, counts, tail, flat_tail, tail_mass,
+        N, model.tile_classes, method.cold / model.tile_classes,
+        method.cold * problem.label_smoothing / problem.vocab_size,
+        SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=dtype == torch.float16,
+        GIVEN=method.threshold is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    return Routing(threshold, counts, tail, flat_tail, unit, *errors)
-
-
-def thresholds(
-    histogram: Tensor,  # (T, BINS) int32: pairs by a^2
-    tile_mass: Tensor,  # (T,) fp32
-    top: Tensor,  # () fp32
-    one_hot: Tensor,  # () fp32: sum_n (g_n (1 - p_y))^2
-    model: TailModel,
-    problem: Problem,
-    grad_loss: Tensor,  # (N,)
-    method: TailMethod,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # (T,), and the predicted relative errors of dE and dC
-    """The smaller of the two thresholds of each tile."""
-    bins = torch.arange(BINS, device=histogram.device)
-    upper = top * torch.exp2(1.0 - bins)  # (BINS,) of a^2; 3/4 of it is the middle of a bin
-    counts = histogram.float()
-    counts[:, -1] = 0.0  # padding, and what is beyond 2^-62 of the largest
-    squares = counts * (upper * 0.75)
-    sums = counts * (upper * 0.75).sqrt()
-    # candidates: a * relative <= sqrt(upper[b]); a tile of wide spread has its bins shifted up
-    relative = (model.spread / model.spread.square().mean().sqrt()).clamp(min=1e-3)  # (T,)
-    shift = (2 * relative.log2()).round().long()
-    first = (bins[None, :] + shift[:, None]).clamp(0, BINS - 1)  # (T, candidates): the tile's first inactive bin
-    left_squares, left_sums = (x.flip(1).cumsum(1).flip(1).gather(1, first) for x in (squares, sums))
-    scale = relative.square()
-    whole = (one_hot + (squares.sum(1) * scale).sum()).clamp(min=1e-37)
-    error = ((left_squares * scale[:, None]).sum(0) / whole).sqrt()  # (candidates,)
-    weight_error = ((left_squares + (method.coherence * left_sums).square()).sum(0) / one_hot.clamp(min=1e-37)).sqrt()
-    choice = (torch.maximum(error, weight_error) > method.tolerance).sum().clamp(max=BINS - 1)
-    bound = upper[choice].sqrt() / relative
-    # rare classes
-    class_mass = tile_mass / model.tile_classes + grad_loss.sum().abs() * (problem.label_smoothing / problem.vocab_size)
-    bound = torch.minimum(bound, method.cold * class_mass)
-    if method.threshold is not None:
-        bound = torch.full_like(bound, method.threshold)
-    return bound, (error[choice], weight_error[choice])
+    first_block_kernel[(1,)](counts, first_block, T, ROWS=ROWS, BLOCK=BLOCK, num_warps=4)
+    return Routing(given.totals, threshold, counts, first_block, tail, flat_tail, tail_mass)
 
 
 def list_pairs(
@@ -228,19 +314,16 @@ def list_pairs(
     tiles: TileStatistics,
     model: TailModel,
     target: Tensor,
-    grad_loss: Tensor,
-    p_scale: Tensor,
+    given: Upstream,
     routing: Routing,
-    starts: Tensor,  # (T,) int64
-    length: int,
-) -> Tensor:  # (length,) int32
-    """The tokens of every tile's active pairs, tile after tile; -1 where a list is padded."""
+    blocks: int,
+) -> tuple[Tensor, Tensor]:  # (blocks * ROWS,) and (blocks,) int32
+    """The tokens of every tile's active pairs, tile after tile, -1 where a list is padded; and each block's tile."""
     T, N = tiles.lse.shape
-    pairs = torch.full((length,), -1, dtype=torch.int32, device=starts.device)
-    route_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, None, p_scale, grad_loss,
-        statistics.lse, target, routing.threshold, None, starts, None, None, None, pairs, N,
-        model.tile_classes,
-        SOFTCAP=problem.softcap > 0, FLAT=False, LIST=True, SCALED=False, BLOCK=BLOCK, num_warps=4,
+    tokens, tile_of_block = (torch.empty(n, dtype=torch.int32, device=target.device) for n in (blocks * ROWS, blocks))
+    list_kernel[(T,)](
+        tiles.lse, tiles.residual, tiles.mass_slope, given.p_scale, statistics.lse, target, routing.threshold,
+        routing.first_block, tokens, tile_of_block, N, model.tile_classes,
+        SOFTCAP=problem.softcap > 0, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    return pairs
+    return tokens, tile_of_block

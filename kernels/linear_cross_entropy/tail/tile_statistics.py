@@ -1,6 +1,6 @@
 """The forward that remembers tiles: for every token and vocabulary tile its mass and its distance from the model.
 
-    tile_lse_nt = log sum over v in t of exp(s_nv)                  so m_nt = exp(tile_lse_nt - lse_n), once lse is known
+    tile_lse_nt = log sum over v in t of exp(s_nv)         so m_nt = exp(tile_lse_nt - lse_n), once lse is known
     residual_nt = | c_nt - q_t |,   c_nv = e_nv / sum over the tile of e,  e = exp(s) (ds/dz)
 from three sums over the tile as it stands in registers: of e, e^2 and e q. Under a softcap also the mean of ds/dz in
 the tile, weighted by p (`mass_slope`) and not weighted (`mean_slope`).
@@ -37,7 +37,7 @@ class TileStatistics:
 
 
 @triton.jit(do_not_specialize=["N", "first_tile", "tiles_per_group", "ignore_index"])
-def tile_statistics_kernel(
+def tile_statistics_kernel(  # noqa: PLR0915 - all that one tile is asked while it is in registers
     input,  # (N, D)
     weight,  # (V, D): the slice's rows, in order
     bias,  # (V,) of the slice, unused without HAS_BIAS
@@ -216,6 +216,7 @@ def row_product(matrix: Tensor, vector: Tensor) -> Tensor:  # (N, D), (D,) fp32 
 def tile_statistics(
     problem: Problem,  # targets are class ids
     model: TailModel,
+    target: Tensor,  # (N,) int64: positions in the model's order
     tile: Tile,
     found: TileStatistics,  # out
     packed_bytes: int = PACKED_BYTES,
@@ -226,7 +227,6 @@ def tile_statistics(
     N, V, D = problem.tokens, problem.vocab_size, problem.hidden_size
     T, has_softcap, smooth = model.tiles, problem.softcap > 0, problem.label_smoothing > 0
     new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=E.device)  # noqa: E731
-    target = problem.target if model.order is None else position_of(problem, model.order)
     target_logit = new(N)
     tiles_per_launch = T
     if model.order is not None:
@@ -279,10 +279,29 @@ def tile_statistics(
     return result
 
 
-def position_of(problem: Problem, order: Tensor) -> Tensor:  # (N,) int64
-    """Targets as places in the vocabulary order; what is no class stays as it is."""
-    position = torch.empty_like(order)
-    position[order] = torch.arange(len(order), device=order.device)
-    inside = (problem.target >= 0) & (problem.target < problem.vocab_size)
-    inside &= problem.target != problem.ignore_index  # an ignore_index may be a class
-    return torch.where(inside, position[problem.target.clamp(0, problem.vocab_size - 1)], problem.target)
+@triton.jit
+def inverse_kernel(order, inverse, V, BLOCK: tl.constexpr):
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(inverse + tl.load(order + places, mask=places < V, other=0), places.to(tl.int64), mask=places < V)
+
+
+@triton.jit(do_not_specialize=["N", "ignore_index"])
+def position_kernel(target, inverse, position, N, V, ignore_index, BLOCK: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(target + rows, mask=rows < N, other=-1)
+    is_class = (y >= 0) & (y < V) & (y != ignore_index)
+    place = tl.load(inverse + y, mask=is_class, other=0)
+    tl.store(position + rows, tl.where(is_class, place, -1), mask=rows < N)
+
+
+def positions(problem: Problem, order: Tensor | None) -> Tensor:  # (N,) int64
+    """Targets as places in the vocabulary order; -1 for what is no class."""
+    if order is None:
+        return problem.target
+    N, V = problem.tokens, problem.vocab_size
+    inverse, position = torch.empty_like(order), torch.empty_like(problem.target)
+    inverse_kernel[(triton.cdiv(V, 1024),)](order, inverse, V, BLOCK=1024, num_warps=4)
+    position_kernel[(triton.cdiv(N, 1024),)](
+        problem.target, inverse, position, N, V, problem.ignore_index, BLOCK=1024, num_warps=4
+    )
+    return position
