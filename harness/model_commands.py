@@ -39,11 +39,26 @@ def train(
     loss: Annotated[
         list[str] | None, typer.Option(help="train with this loss instead of the file's (repeatable)")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="commit to record where there is no .git")] = None,
 ) -> None:
     """Trains a small language model with each loss and compares the curves."""
     from harness.training import command  # noqa: PLC0415  (tokenizers, and torch: for training only)
 
-    command.train(config, out, resume, device.value, loss or [])
+    command.train(config, out, resume, device.value, loss or [], revision)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="run directories of `train`")],
+    out: Annotated[Path, typer.Option(help="run directory to create")],
+    quiet: Annotated[
+        list[Path] | None, typer.Option(help="run whose times and memory count, since nothing ran beside (repeatable)")
+    ] = None,
+) -> None:
+    """Puts curves that were trained apart, on several GPUs say, into one run and one report."""
+    from harness.training import command  # noqa: PLC0415
+
+    command.merge(runs, quiet or [], out)
 
 
 @app.command()
@@ -77,7 +92,7 @@ def inspect(
 
 @app.command()
 def calibrate(
-    runs: Annotated[list[Path], typer.Argument(help="run directories of `train`")],
+    runs: Annotated[list[Path], typer.Argument(help="run directories of `train`; reports, to take over")],
     out: Annotated[Path, typer.Option(help="directory of the report")] = Path("runs/calibration"),
     tokens: Annotated[
         int, typer.Option(min=1, help="held-out tokens that judge; as many choose the temperature")

@@ -14,7 +14,6 @@ from harness.capture.command import AskedDevice, one_clear_error
 from harness.cli import fail
 from harness.progress import console
 from harness.training.execution import choose_device
-from harness.training.training_run import TrainingRun
 
 
 def calibrate(runs: Sequence[Path], out: Path, tokens: int, classwise: bool, device: AskedDevice) -> None:
@@ -26,6 +25,5 @@ def calibrate(runs: Sequence[Path], out: Path, tokens: int, classwise: bool, dev
         )
         if not judged:
             fail(f"no finished curve in {', '.join(map(str, runs))}: {'; '.join(left_out)}")
-        plans = [TrainingRun(path).plan() for path in runs]
-        typer.echo(write_report(out, judged, left_out, plans), nl=False)
+        typer.echo(write_report(out, judged, left_out), nl=False)
     console.print(f"report, rows and pictures in {out}", soft_wrap=True)

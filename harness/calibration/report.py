@@ -7,22 +7,20 @@ from pathlib import Path
 
 from harness.atomic import new_file
 from harness.calibration.entropy_figure import write_gap_figure
+from harness.calibration.judged import JudgedModel, write_judged
 from harness.calibration.reliability import Reliability, write_reliability
 from harness.calibration.row import as_json_lines, as_markdown, entropy_table
-from harness.calibration.sweep import JudgedModel
-from harness.training.training_run import TrainingPlan
 
 
-def write_report(
-    directory: Path, judged: Sequence[JudgedModel], left_out: Sequence[str], plans: Sequence[TrainingPlan]
-) -> str:
-    """Writes rows.jsonl, report.md and the pictures; returns the report's text."""
+def write_report(directory: Path, judged: Sequence[JudgedModel], left_out: Sequence[str]) -> str:
+    """Writes rows.jsonl, judged.jsonl, report.md and the pictures; returns the report's text."""
     directory.mkdir(parents=True, exist_ok=True)
     ordered = sorted(judged, key=_by_setting)
     rows = [row for model in ordered for row in (model.plain, model.scaled)]
     with new_file(directory / "rows.jsonl") as temporary:
         temporary.write_text(as_json_lines(rows) + "\n", encoding="utf-8")
-    lines = [*_heading(plans, ordered), "", as_markdown(rows), "", *_LEGEND, ""]
+    write_judged(ordered, directory)
+    lines = [*_heading(ordered), "", as_markdown(rows), "", *_LEGEND, ""]
     for group in _groups(ordered):
         setting = group[0].plain.setting
         capped = "" if setting.softcap is None else f"-cap{setting.softcap:g}"
@@ -71,15 +69,8 @@ def _beta(model: JudgedModel) -> str:
     return f"β {model.plain.setting.label_smoothing:g}"
 
 
-def _heading(plans: Sequence[TrainingPlan], judged: Sequence[JudgedModel]) -> list[str]:
-    lines = ["# Calibration", ""]
-    for plan in plans:
-        model, provenance = plan.config.model, plan.provenance
-        commit = "unknown commit" if provenance.commit is None else provenance.commit[:12]
-        steps, seed = plan.config.training.steps, plan.config.training.seed
-        lines.append(
-            f"- D {model.hidden_size}, {model.layers} layers, V {model.vocab_size}, {steps} steps, seed {seed}: "
-            f"trained on {provenance.device_name}, {commit}, {provenance.started}; text {plan.corpus_digest[:12]}"
-        )
-    tokens = judged[0].plain.metrics.tokens if judged else 0
-    return [*lines, f"- judged on {tokens} held-out tokens"]
+def _heading(judged: Sequence[JudgedModel]) -> list[str]:
+    origins = dict.fromkeys(model.trained for model in judged)
+    tokens = sorted({model.plain.metrics.tokens for model in judged})
+    judging = f"- judged on {' or '.join(map(str, tokens))} held-out tokens"
+    return ["# Calibration", "", *(f"- {origin}" for origin in origins), judging]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from harness.calibration.bins import Bins
 from harness.calibration.head import Head
+from harness.calibration.judged import JudgedModel, check_once, described, read_judged
 from harness.calibration.measured_entropy import measured_entropy
 from harness.calibration.metrics import calibration_metrics
 from harness.calibration.row import CalibrationRow, EntropyRow, Setting
@@ -26,31 +26,24 @@ from harness.case import DType
 from harness.training.training_run import TrainingPlan, TrainingRun
 
 
-@dataclass(frozen=True)
-class JudgedModel:
-    """A model's rows: as trained, scaled; the bins of both; its entropies beside what bounds them."""
-
-    label: str
-    plain: CalibrationRow
-    scaled: CalibrationRow
-    plain_bins: Bins
-    scaled_bins: Bins
-    entropy: EntropyRow
-
-
 def judge_runs(
     runs: Sequence[Path], tokens: int, classwise: bool, device: torch.device, note: Callable[[str], None]
 ) -> tuple[list[JudgedModel], list[str]]:
-    """Every finished curve of the runs, and a line about each that is left out.
+    """Every finished curve of the runs, and a line about each that is left out; a report's models are taken over.
 
-    `tokens` is how many judge; as many before them choose the temperature. Raises UnusableRun for what is no training
-    run, InvalidSource if the held-out text is too short, InvalidCorpus if it is not there any more.
+    `tokens` is how many judge; as many before them choose the temperature. Raises UnusableRun for what is neither a
+    training run nor a report, and for a model that is there twice, InvalidSource if the held-out text is too short,
+    InvalidCorpus if it is not there any more.
     """
     plans: list[tuple[TrainingRun, TrainingPlan]] = []
+    judged: list[JudgedModel] = []
+    left_out: list[str] = []
     for path in runs:  # what is wrong with the last one is said before the first one is judged
-        run = TrainingRun(path)
-        plans.append((run, run.plan()))
-    judged, left_out = [], []
+        if earlier := read_judged(path):
+            judged += earlier
+        else:
+            run = TrainingRun(path)
+            plans.append((run, run.plan()))
     for run, plan in plans:
         for curve in plan.config.curves():
             log = run.log(curve)
@@ -59,12 +52,13 @@ def judge_runs(
                 left_out.append(f"{log.path}: {'not finished' if outcome is None else outcome.status}")
                 continue
             note(str(log.path))
-            judged.append(judge(log.path, tokens, classwise, device))
+            judged.append(judge(log.path, described(plan), tokens, classwise, device))
+    check_once(judged)
     return judged, left_out
 
 
-def judge(checkpoint: Path, tokens: int, classwise: bool, device: torch.device) -> JudgedModel:
-    """One model. Raises as `judge_runs`."""
+def judge(checkpoint: Path, trained: str, tokens: int, classwise: bool, device: torch.device) -> JudgedModel:
+    """One model, `trained` as it says. Raises as `judge_runs`."""
     dtype: DType = "bfloat16" if device.type == "cuda" else "float32"
     source = from_checkpoint(checkpoint, device)
     tensors = capture(source, 2 * tokens, dtype, checkpoint).tensors
@@ -83,6 +77,7 @@ def judge(checkpoint: Path, tokens: int, classwise: bool, device: torch.device) 
     )
     capped = "" if source.softcap is None else f", softcap {source.softcap:g}"
     return JudgedModel(
+        trained=trained,
         label=f"β {setting.label_smoothing:g}, D {setting.hidden_size}{capped}",
         plain=CalibrationRow(setting, plain),
         scaled=CalibrationRow(setting, scaled, temperature=fit.temperature, temperature_scaled=True),

@@ -1,8 +1,8 @@
 """Checkpoints: all that a training needs to go on, and all that anyone else needs to use the model.
 
 A checkpoint is a directory `step-NNNNNN` with `model.safetensors` (fp32), `config.json` (the training file's content,
-the curve and the step), `tokenizer.json` and, until the curve is finished, `state.pt` (the optimizer's moments). It
-appears whole or not at all.
+the curve and the step), `tokenizer.json` and, but after the last step, `state.pt` (the optimizer's moments, two thirds
+of the bytes). It appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ class Checkpoint:
 def save_checkpoint(
     directory: Path,
     model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     tokenizer: Tokenizer,
     config: TrainingConfig,
     curve: Curve,
     step: int,
 ) -> Path:
-    """Writes `directory`/step-NNNNNN, and then removes the earlier ones."""
+    """Writes `directory`/step-NNNNNN, and then removes the earlier ones. No optimizer: nothing is to go on from it."""
     path = directory / f"step-{step:06d}"
     with new_directory(path) as temporary:
         _write_model(temporary, model, tokenizer, config, curve, step)
-        torch.save(optimizer.state_dict(), temporary / STATE)
+        if optimizer is not None:
+            torch.save(optimizer.state_dict(), temporary / STATE)
     for older in _checkpoints(directory)[:-1]:
         shutil.rmtree(older)
     return path
@@ -119,13 +120,6 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Checkpoint:
 def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Gives `optimizer` the moments that the checkpoint in `path` has."""
     optimizer.load_state_dict(torch.load(path / STATE, map_location=device, weights_only=True))
-
-
-def discard_state(directory: Path) -> None:
-    """Removes the optimizer's part, two thirds of the bytes, from the last checkpoint of a curve that is finished."""
-    latest = latest_checkpoint(directory)
-    if latest is not None:
-        (latest / STATE).unlink(missing_ok=True)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -28,7 +28,12 @@ AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
 def train(
-    config: Path | None, out: Path | None, resume: Path | None, device: AskedDevice, losses: Sequence[str]
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    device: AskedDevice,
+    losses: Sequence[str],
+    revision: str | None,
 ) -> None:
     """Trains every curve and prints the report. Raises typer.Exit, 0 if no curve failed."""
     runs.interrupted.clear()
@@ -38,10 +43,10 @@ def train(
     run = None
     try:
         if resume is None:
-            run, text = _started(config, out, device, losses)
+            run, text = _started(config, out, device, losses, revision)
         else:
-            if config or out or losses or device != "auto":
-                fail("--resume continues what was begun: CONFIG, --out, --device and --loss do not go with it")
+            if config or out or losses or revision or device != "auto":
+                fail("--resume continues what was begun: CONFIG, --out, --device, --loss, --revision do not go with it")
             run = TrainingRun(resume)
             run.plan()  # what is wrong with it is said before torch is imported
             from harness.training.execution import reopen  # noqa: PLC0415
@@ -71,8 +76,21 @@ def train(
         fail(f"failed: {names}; try them again with: {run.resume_command}", runs.FAILED_CELL)
 
 
+def merge(runs_to_merge: Sequence[Path], quiet: Sequence[Path], out: Path) -> None:
+    """Writes one run with the curves of several and prints its report. Raises typer.Exit."""
+    from harness.training.merging import merge as merged  # noqa: PLC0415
+    from harness.training.report import write_report  # noqa: PLC0415  (matplotlib is for reading only)
+
+    try:
+        merged([TrainingRun(path) for path in runs_to_merge], [TrainingRun(path) for path in quiet], TrainingRun(out))
+        typer.echo(write_report(TrainingRun(out)), nl=False)
+    except UnusableRun as error:
+        fail(str(error))
+    console.print(f"curves and report in {out}", soft_wrap=True)
+
+
 def _started(
-    path: Path | None, out: Path | None, asked: AskedDevice, losses: Sequence[str]
+    path: Path | None, out: Path | None, asked: AskedDevice, losses: Sequence[str], revision: str | None
 ) -> tuple[TrainingRun, Text]:
     if path is None:
         fail("name a training file, such as examples/training-tiny.yaml, or continue a run with --resume DIR")
@@ -80,7 +98,7 @@ def _started(
     run = TrainingRun(out or Path("runs") / f"{path.stem}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}")
     from harness.training import execution  # noqa: PLC0415  (torch: not before the file is known to be right)
 
-    return run, execution.start(run, config, execution.choose_device(asked))
+    return run, execution.start(run, config, execution.choose_device(asked), revision)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -62,6 +62,10 @@ class CurveLog:
         self._evaluations = path / "evaluations.jsonl"
         self._outcome = path / "outcome.json"
 
+    def quiet(self) -> CurveLog:
+        """The same curve on a machine that did nothing else: there for its times and its memory."""
+        return CurveLog(self.path / "quiet")
+
     def append(self, line: Step | Evaluation) -> None:
         """Adds a line; it can be read at once, and survives a loss of power after `sync`."""
         path = self._steps if isinstance(line, Step) else self._evaluations

@@ -35,6 +35,7 @@ class TrainedCurve:
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...] = ()
     outcome: Outcome | None = None  # None: it has not ended
+    quiet: tuple[Step, ...] = ()  # steps of another training of it, for time and memory
 
     def values(self, name: str) -> NDArray[np.float64]:
         """A number of every step."""
@@ -51,6 +52,7 @@ def read_curves(run: TrainingRun, config: TrainingConfig) -> list[TrainedCurve]:
             tuple(log.steps()),
             tuple(log.evaluations()),
             log.outcome(),
+            tuple(log.quiet().steps()),
         )
         for curve, log in logs
     ]
@@ -86,8 +88,9 @@ def draw(curves: Sequence[TrainedCurve], directory: Path) -> list[Path]:
     if not betas:
         return []
     names = list(dict.fromkeys(curve.loss for curve in drawn))
-    figure = Figure(figsize=(13, 3.6 * len(betas) + 0.8), layout="constrained")
-    rows = figure.subplots(len(betas), 3, squeeze=False)
+    columns = 3 if any(find(drawn, BASELINE, beta) for beta in betas) and len(names) > 1 else 2
+    figure = Figure(figsize=(1 + 4 * columns, 3.6 * len(betas) + 0.8), layout="constrained")
+    rows = figure.subplots(len(betas), columns, squeeze=False)
     for axes, beta in zip(rows, betas, strict=True):
         reference = find(drawn, BASELINE, beta)
         for curve in [c for c in drawn if c.label_smoothing == beta]:
@@ -100,15 +103,16 @@ def draw(curves: Sequence[TrainedCurve], directory: Path) -> list[Path]:
             numbers = [step.step for step in curve.steps]
             for axis, name in zip(axes[:2], ("loss", "grad_norm"), strict=True):
                 _line(axis, numbers, curve.values(name), style, curve.loss)
-            if reference is not None and curve is not reference:
+            if columns == 3 and reference is not None and curve is not reference:
                 common, gaps = distance(curve, reference, "loss")
                 _line(axes[2], common, gaps, style, curve.loss)
         titles = ("loss, nats per token", "gradient norm", f"distance of the loss to {BASELINE}")
-        for axis, title in zip(axes, titles, strict=True):
+        for axis, title in zip(axes, titles, strict=False):
             axis.set(title=f"{title}, β = {beta:g}", xlabel="step")
             axis.grid(alpha=0.3)
         axes[1].set_yscale("log")
-        axes[2].set_yscale("symlog", linthresh=1e-7)  # equal arithmetic has a distance of exactly 0
+        if columns == 3:
+            axes[2].set_yscale("symlog", linthresh=1e-7)  # equal arithmetic has a distance of exactly 0
     handles = {line.get_label(): line for axis in rows.flat for line in axis.get_lines()}
     shown = [name for name in names if name in handles]
     figure.legend([handles[n] for n in shown], shown, loc="outside lower center", ncols=min(7, len(shown)))

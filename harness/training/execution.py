@@ -16,7 +16,6 @@ from harness.record import Provenance
 from harness.run_directory import UnusableRun
 from harness.runs import InvalidOptions, UnfitEnvironment, device_name, interrupted
 from harness.training.batches import check_lengths, encode, token_files
-from harness.training.checkpoint import discard_state
 from harness.training.config import Curve, DeviceType, TrainingConfig
 from harness.training.corpus import Corpus, InvalidCorpus, read_corpus
 from harness.training.curve_log import Outcome, Step
@@ -38,8 +37,11 @@ def choose_device(asked: Literal["auto", "cuda", "cpu"]) -> DeviceType:
     return "cpu" if asked == "cpu" or not available else "cuda"
 
 
-def start(run: TrainingRun, config: TrainingConfig, device: DeviceType) -> Text:
-    """Prepares the text and writes the plan. Raises InvalidCorpus, InvalidOptions, UnusableRun, UnfitEnvironment."""
+def start(run: TrainingRun, config: TrainingConfig, device: DeviceType, revision: str | None = None) -> Text:
+    """Prepares the text and writes the plan; `revision` is the commit, where git does not know.
+
+    Raises InvalidCorpus, InvalidOptions, UnusableRun, UnfitEnvironment.
+    """
     reasons = refusals(config, device)
     if all(reasons.values()):
         listed = "; ".join(f"{curve}: {reason}" for curve, reason in reasons.items())
@@ -48,7 +50,7 @@ def start(run: TrainingRun, config: TrainingConfig, device: DeviceType) -> Text:
     corpus = _read(config)
     text = _encoded(config, corpus)
     machine = describe_environment()
-    run.create(_plan(config, device, corpus, machine))
+    run.create(_plan(config, device, corpus, machine, revision))
     return text
 
 
@@ -108,8 +110,6 @@ def execute(run: TrainingRun, text: Text) -> list[Curve]:
             else:
                 outcome = _train(curve, plan, text, run, note)
             log.conclude(outcome)
-            if outcome.status == "finished":
-                discard_state(log.checkpoints)  # only now: until here a kill would need it
             progress.finish_curve(curve.id, outcome, time.monotonic() - began)
             if outcome.status == "failed":
                 failed.append(curve)
@@ -180,8 +180,10 @@ def _encoded(config: TrainingConfig, corpus: Corpus) -> Text:
     return Text(files, tokenizer)
 
 
-def _plan(config: TrainingConfig, device: DeviceType, corpus: Corpus, machine: dict[str, Any]) -> TrainingPlan:
-    commit, dirty = provenance.revision()
+def _plan(
+    config: TrainingConfig, device: DeviceType, corpus: Corpus, machine: dict[str, Any], revision: str | None
+) -> TrainingPlan:
+    commit, dirty = provenance.revision(given=revision)
     return TrainingPlan(
         config=config,
         device=device,

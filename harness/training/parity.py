@@ -65,7 +65,7 @@ def parity_rows(curves: Sequence[TrainedCurve]) -> list[ParityRow]:
         baseline = find(curves, BASELINE, curve.label_smoothing)
         yardstick = find(curves, YARDSTICK, curve.label_smoothing)
         compared = curve if curve is not baseline else None
-        warm = [step for step in curve.steps if step.warm]
+        warm = [step for step in curve.quiet or curve.steps if step.warm]
         peaks = [step.peak_bytes for step in warm if step.peak_bytes is not None]
         rows.append(
             ParityRow(

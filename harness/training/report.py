@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.atomic import new_file
+from harness.record import Provenance
 from harness.training.curves import BASELINE, YARDSTICK, TrainedCurve, draw, find, read_curves
 from harness.training.parity import parity_rows, parity_table
 from harness.training.training_run import TrainingPlan, TrainingRun
@@ -33,18 +34,15 @@ def markdown_report(plan: TrainingPlan, curves: Sequence[TrainedCurve]) -> str:
 
 
 def _heading(plan: TrainingPlan) -> list[str]:
-    model, training, provenance = plan.config.model, plan.config.training, plan.provenance
-    commit = "unknown commit" if provenance.commit is None else provenance.commit[:12]
+    model, training = plan.config.model, plan.config.training
     head = "tied" if model.tied else "untied"
     softcap = "" if model.softcap is None else f", softcap {model.softcap:g}"
     precision = "bf16 operands of the loss, fp32 parameters" if plan.device == "cuda" else "fp32"
-    packages = provenance.environment.get("packages")
-    torch = packages.get("torch") if isinstance(packages, dict) else None
     return [
         "# Training curves",
         "",
-        f"- {provenance.device_name}, torch {torch}, {commit}{' and changes' if provenance.dirty else ''}, "
-        f"{provenance.started}",
+        *(f"- {where}" for where in dict.fromkeys(map(_origin, (plan.provenance, *plan.merged)))),
+        *(f"- time and memory: {where}" for where in dict.fromkeys(map(_origin, plan.quiet))),
         f"- model: V {model.vocab_size}, D {model.hidden_size}, {model.layers} layers, {model.heads} heads, "
         f"context {model.context}, {head} head{softcap}; {precision}",
         f"- {training.steps} steps of {training.batch_size} windows of {model.context} tokens, seed {training.seed}; "
@@ -53,8 +51,17 @@ def _heading(plan: TrainingPlan) -> list[str]:
     ]
 
 
+def _origin(provenance: Provenance) -> str:
+    commit = "unknown commit" if provenance.commit is None else provenance.commit[:12]
+    packages = provenance.environment.get("packages")
+    torch = packages.get("torch") if isinstance(packages, dict) else None
+    changes = " and changes" if provenance.dirty else ""
+    return f"{provenance.device_name}, torch {torch}, {commit}{changes}, {provenance.started}"
+
+
 def _legend(curves: Sequence[TrainedCurve]) -> list[str]:
-    cold = max((sum(not step.warm for step in curve.steps) for curve in curves), default=0)
+    cold = max((sum(not step.warm for step in curve.quiet or curve.steps) for curve in curves), default=0)
+    apart = sum(bool(curve.quiet) for curve in curves)
     betas = {curve.label_smoothing for curve in curves}
     missing = sorted(b for b in betas if find(curves, BASELINE, b) is None or find(curves, YARDSTICK, b) is None)
     lines = [
@@ -64,6 +71,12 @@ def _legend(curves: Sequence[TrainedCurve]) -> list[str]:
         f"step ms and tokens/s are medians, peak MiB is the largest, without the first steps of each process (at most "
         f"{cold} of a curve here), in which kernels are compiled and tuned.",
     ]
+    if apart:
+        steps = max(len(curve.quiet) for curve in curves)
+        lines.append(
+            f"Time and memory of {apart} curves are of a run apart of at most {steps} steps, with nothing else on the "
+            "machine; their own steps shared it with other trainings, which a loss does not mind."
+        )
     if missing:
         listed = ", ".join(f"{beta:g}" for beta in missing)
         lines.append(f"No yardstick at β = {listed}: it takes both `{BASELINE}` and `{YARDSTICK}`.")

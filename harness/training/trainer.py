@@ -71,7 +71,7 @@ def train_curve(
         loaded = load_checkpoint(latest, device)
         model, done = loaded.model, loaded.step
     optimizer = _optimizer(model, settings, device)
-    if latest is not None:
+    if latest is not None and done < settings.steps:
         restore_optimizer(latest, optimizer, device)
     log.cut_back(done)
     training, held_out = text.files.training(), text.files.held_out()
@@ -88,7 +88,8 @@ def train_curve(
             keep_model(log.checkpoints, model, text.tokenizer, config, curve, number)
         if _is_due(number, settings.checkpoint_every, settings.steps):
             log.sync()
-            save_checkpoint(log.checkpoints, model, optimizer, text.tokenizer, config, curve, number)
+            moments = optimizer if number < settings.steps else None
+            save_checkpoint(log.checkpoints, model, moments, text.tokenizer, config, curve, number)
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:

@@ -23,6 +23,8 @@ class TrainingPlan(BaseModel):
     corpus_digest: str
     corpus_description: str
     provenance: Provenance
+    merged: list[Provenance] = []  # of the other runs that curves were taken from; `harness.training.merging`
+    quiet: list[Provenance] = []  # of runs with nothing else on the machine, whose times and memory count
 
 
 class TrainingRun:

@@ -62,6 +62,23 @@ def test_a_sweep_is_judged(trained: list[Path], tmp_path: Path) -> None:
     assert text.count("cce-b0") == 4 and "skipped" in text
 
 
+def test_a_report_takes_another_over(trained: list[Path], tmp_path: Path) -> None:
+    """As when the GPU that trained one half is given back before the other half is trained."""
+    options = ("--tokens", 320, "--device", "cpu")
+    for out, runs in (("first", trained[1:]), ("second", [tmp_path / "first", trained[0]]), ("whole", trained)):
+        done = harness("calibrate", *runs, "--out", tmp_path / out, *options)
+        assert done.returncode == 0, done.stderr
+    second, whole = ((tmp_path / name / "rows.jsonl").read_text() for name in ("second", "whole"))
+    assert second == whole
+    first = (tmp_path / "first" / "report.md").read_text().splitlines()[2]
+    assert first.startswith("- D 16, 2 layers") and first in (tmp_path / "second" / "report.md").read_text()
+    for picture in ("reliability-d16.svg", "reliability-d16-cap5.svg"):
+        assert (tmp_path / "second" / picture).read_bytes() == (tmp_path / "whole" / picture).read_bytes()
+    done = harness("calibrate", tmp_path / "first", trained[1], "--out", tmp_path / "twice", *options)
+    assert done.returncode == 2
+    assert "β 0, D 16, softcap 5, seed 0, is judged twice" in " ".join(done.stderr.split())
+
+
 def test_what_cannot_be_judged_is_said(trained: list[Path], tmp_path: Path) -> None:
     for arguments, said in (
         ([tmp_path], "holds no training run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,13 @@ def test_the_report_says_what_is_missing_and_draws_the_rest(run: TrainingRun) ->
     assert (run.path / "curves.svg").read_bytes() == drawn
 
 
+def test_without_a_baseline_no_distance_is_drawn(run: TrainingRun) -> None:
+    shutil.rmtree(run.path / "curves" / "baseline-b0")
+    write_report(run)
+    drawn = (run.path / "curves.svg").read_bytes()
+    assert b"gradient norm" in drawn and b"distance of the loss" not in drawn
+
+
 def test_a_torn_line_is_not_there(run: TrainingRun) -> None:
     log = run.log(run.plan().config.curves()[0])
     with (log.path / "steps.jsonl").open("a") as file:
@@ -151,7 +159,8 @@ def test_only_four_files_import_torch() -> None:
 
 
 def test_reading_imports_no_torch() -> None:
-    modules = ("config", "corpus", "tokenizer", "batches", "curve_log", "curves", "parity", "report", "command")
+    readers = ("corpus", "tokenizer", "batches", "curve_log", "curves", "parity", "report", "merging")
+    modules = ("config", *readers, "command")
     program = (
         f"import sys; from harness.training import {', '.join(modules)}; "
         "print([m for m in ('torch', 'triton', 'datasets', 'transformers') if m in sys.modules])"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from harness.run_directory import UnusableRun
-from harness.training import execution
-from harness.training.checkpoint import latest_checkpoint, load_checkpoint
+from harness.training import execution, trainer
+from harness.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from harness.training.config import Curve, TrainingConfig
 from harness.training.curve_log import CurveLog
 from harness.training.trainer import batch_loss, learning_rate, train_curve
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_the_model_and_its_tokenizer(toy, train_toy: TrainToy) -
     log = train_toy(config, "run")
     path = latest_checkpoint(log.checkpoints)
     assert path is not None
-    assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "state.pt", "tokenizer.json"]
+    assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert [p.name for p in log.checkpoints.iterdir()] == ["step-000006"]
     for given in (path, log.path):
         loaded = load_checkpoint(given, "cpu")
@@ -134,6 +134,23 @@ def test_a_checkpoint_is_the_model_and_its_tokenizer(toy, train_toy: TrainToy) -
     windows = torch.tensor([ids[:17]])
     value = batch_loss(loaded.model, load("implementations.baseline:baseline").build(), windows, 0.0)
     assert 0 < value.item() < math.log(300)
+
+
+def test_only_a_training_that_goes_on_keeps_its_moments(
+    toy, train_toy: TrainToy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, bool]] = []
+
+    def note(directory: Path, model: object, optimizer: object, *rest: object) -> Path:
+        path = save_checkpoint(directory, model, optimizer, *rest)  # type: ignore[arg-type]
+        saved.append((int(path.name[-6:]), (path / "state.pt").exists()))
+        return path
+
+    monkeypatch.setattr(trainer, "save_checkpoint", note)
+    config = toy(training={"checkpoint_every": 3})
+    lines = train_toy(config, "run").steps()
+    assert saved == [(3, True), (6, False)]
+    assert train_toy(config, "run").steps() == lines  # killed between the last checkpoint and the outcome
 
 
 def test_kept_steps_are_models_and_do_not_disturb(toy, train_toy: TrainToy) -> None:
