@@ -30,11 +30,19 @@ from torch import Tensor, nn
 
 from implementations.deferred_logits import DeferredLogits
 from kernels import LinearCrossEntropyLoss, linear_cross_entropy
+from kernels.linear_cross_entropy.kept_order import INTERVAL, KeptOrder
 
 # Factors that linear_cross_entropy has no argument for. Refusing them by name when a model is patched is a courtesy:
 # what is missing here DeferredLogits refuses in the first forward.
 SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
-DECIDED_HERE = {"reduction", "softcap", "weight", "return_lse", "return_nll"}  # by the model and the call
+DECIDED_HERE = {
+    "reduction",
+    "softcap",
+    "weight",
+    "return_lse",
+    "return_nll",
+    "return_stats",
+}  # by the model and the call
 MARK = "_linear_cross_entropy"  # class attribute of a patched model: its settings
 
 
@@ -43,8 +51,9 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
 
     model: a transformers model with a head for the next token. Patch it before it is wrapped or compiled; of a PEFT
         model, patch the model inside, `model.get_base_model()`.
-    settings: keywords of `kernels.linear_cross_entropy`: label_smoothing (0), ignore_index (-100), gradient ("exact"),
-        fused (False), filter_eps, sort_vocabulary, pack_tokens, check_targets.
+    settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient ("auto"),
+        gradient_tolerance, order, order_interval, fused (False), filter_eps, sort_vocabulary, pack_tokens, check_targets.
+        The vocabulary order is kept from forward to forward, one for all models patched by this call and their copies.
 
     As in transformers tokens < n predict n, `shift_labels` given to the forward are taken as they are, and with
     `num_items_in_batch` the loss is the sum over tokens divided by it instead of the mean. The loss is fp32, a scalar.
@@ -52,7 +61,7 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     Only the class of `model` changes, for a subclass of the same name: copies of the model are patched as well.
     Raises TypeError or ValueError for a model whose loss this cannot be, and for unknown or wrong settings.
     """
-    _check_settings(settings)
+    settings, kept = _split_settings(settings)
     _check_model(model)
     original = type(model)
     names = list(inspect.signature(original.forward).parameters)[1:]
@@ -63,7 +72,7 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if {**dict(zip(names, args, strict=False)), **kwargs}.get("labels") is None:
             return original.forward(self, *args, **kwargs)
-        with _without_logits(self, settings):
+        with _without_logits(self, settings, kept):
             return _strip(original.forward(self, *args, **kwargs))
 
     # A class and not an attribute of the model: deepcopy and DataParallel would leave that bound to the first model.
@@ -82,7 +91,7 @@ class LinearCrossEntropyTrainerMixin:
     """To be put before Trainer: `compute_loss` as Trainer's own, but without logits.
 
         class OurTrainer(LinearCrossEntropyTrainerMixin, Trainer):
-            loss_settings = {"gradient": "filtered"}  # keywords of linear_cross_entropy; may be left out
+            loss_settings = {"gradient": "exact"}  # keywords of LinearCrossEntropyLoss; may be left out
 
     Label smoothing is TrainingArguments' label_smoothing_factor. Evaluation gives losses only, for there are no logits.
     Raises ValueError when built: for a model that `patch_causal_lm` would refuse, for compute_metrics and
@@ -101,25 +110,25 @@ class LinearCrossEntropyTrainerMixin:
                 raise ValueError(f"{name}: it reads logits, and there are none")
         if trainer.args.n_gpu > 1:
             raise ValueError(f"n_gpu: {trainer.args.n_gpu}; with DataParallel use patch_causal_lm, or torchrun")
-        _check_settings(self.loss_settings)
+        self._loss_settings, self._kept_order = _split_settings(self.loss_settings)
         _check_model(_inner(trainer.model))
         trainer.label_smoother = None  # it would compute from logits what the loss now computes without
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer.compute_loss(model, inputs, return_outputs, num_items_in_batch); outputs have no logits."""
         trainer: Any = self
-        settings = {**self.loss_settings, "label_smoothing": trainer.args.label_smoothing_factor}
-        with _without_logits(_inner(trainer.accelerator.unwrap_model(model)), settings):
+        settings = {**self._loss_settings, "label_smoothing": trainer.args.label_smoothing_factor}
+        with _without_logits(_inner(trainer.accelerator.unwrap_model(model)), settings, self._kept_order):
             result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         return (result[0], _strip(result[1])) if isinstance(result, tuple) else result
 
 
 @contextmanager
-def _without_logits(model: Any, settings: dict[str, Any]) -> Iterator[None]:
+def _without_logits(model: Any, settings: dict[str, Any], kept: KeptOrder) -> Iterator[None]:
     """While it lasts `model`'s head defers, and its loss function computes the loss from what was deferred."""
     head: Any = _plain_head(model)
     head.forward = lambda hidden: DeferredLogits(hidden, head.weight, head.bias)
-    model.loss_function = partial(_loss, settings)
+    model.loss_function = partial(_loss, settings, kept)
     try:
         yield
     finally:
@@ -128,6 +137,7 @@ def _without_logits(model: Any, settings: dict[str, Any]) -> Iterator[None]:
 
 def _loss(
     settings: dict[str, Any],
+    kept: KeptOrder,
     logits: DeferredLogits,
     labels: Tensor | None,  # (B, T)
     vocab_size: int | None = None,  # noqa: ARG001 - the head's weight says it
@@ -142,18 +152,21 @@ def _loss(
     ignored = settings.get("ignore_index", -100) if ignore_index is None else ignore_index
     if shift_labels is None:
         shift_labels = nn.functional.pad(cast("Tensor", labels)[..., 1:], (0, 1), value=ignored)
-    loss: Tensor = linear_cross_entropy(
-        logits.hidden.flatten(0, -2),
+    hidden = logits.hidden.flatten(0, -2)
+    loss: Any = linear_cross_entropy(
+        hidden,
         logits.weight,
         shift_labels.flatten().to(logits.device),
         linear_bias=logits.bias,
         softcap=logits.softcap,
         reduction="mean" if num_items_in_batch is None else "sum",
+        vocabulary_order=kept.of(hidden, logits.weight),
         **{**settings, "ignore_index": ignored},
     )
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(loss.device)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
+    result: Tensor = loss if num_items_in_batch is None else loss / num_items_in_batch
+    return result
 
 
 def _strip(output: Any) -> Any:
@@ -163,10 +176,15 @@ def _strip(output: Any) -> Any:
     return type(output)(**{name: value for name, value in output.items() if not isinstance(value, DeferredLogits)})
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
+def _split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], KeptOrder]:
+    """What the function takes, and the order that a module would keep. Raises for what neither knows."""
     for name in settings.keys() & DECIDED_HERE:
         raise TypeError(f"{name}: not a setting here; the model and the call decide it")
     LinearCrossEntropyLoss(**settings)  # names what it does not know, and wrong values
+    call = {name: value for name, value in settings.items() if name not in ("order", "order_interval")}
+    uses_order = call.get("gradient", "auto") in ("auto", "corrected") and not call.get("fused", False)
+    kind = settings.get("order", "tree") if uses_order else "none"
+    return call, KeptOrder(kind, settings.get("order_interval", INTERVAL))
 
 
 def _check_model(model: Any) -> None:

@@ -99,16 +99,17 @@ def _runs_hopper_tiles(device: torch.device) -> bool:
     return properties.major >= 9 and properties.shared_memory_per_block_optin >= HOPPER_SHARED_BYTES
 
 
-def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor) -> int:
+def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> int:
     """Classes of a vocabulary tile where gradients can be tail-corrected; 0 where they cannot.
 
     Not on a CPU, nor for fp32 operands, whose rounding is far below any model's error; nor while a CUDA graph is being
     captured, for the host must read how many pairs are active; nor for so few tokens or classes that one tile is
     most of them.
     """
-    if not input.is_cuda or input.dtype == torch.float32 or torch.cuda.is_current_stream_capturing():
+    dtype = dtype or input.dtype  # autocast's, where the operands have not been cast yet
+    if not input.is_cuda or dtype not in (torch.bfloat16, torch.float16) or torch.cuda.is_current_stream_capturing():
         return 0
-    aligned = all(t.stride(0) * t.element_size() % 16 == 0 for t in (input, weight))
+    aligned = all(t.stride(0) * dtype.itemsize % 16 == 0 for t in (input, weight))
     classes = (HOPPER_TILE if aligned and _runs_hopper_tiles(input.device) else POINTER_TILE).block_v
     return classes if weight.shape[0] >= 8 * classes and input.shape[0] >= TAIL_TOKENS else 0
 

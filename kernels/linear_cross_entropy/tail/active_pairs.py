@@ -19,7 +19,6 @@ from torch import Tensor
 from kernels.linear_cross_entropy.primitives import capped, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
 from kernels.linear_cross_entropy.tail.model import TailModel
-from kernels.linear_cross_entropy.tail.routing import ROWS
 from kernels.linear_cross_entropy.tail.upstream import Upstream
 
 
@@ -27,17 +26,27 @@ from kernels.linear_cross_entropy.tail.upstream import Upstream
 class GatherOptions:
     """Launch options of the three products over gathered pairs."""
 
+    rows: int  # tokens of a block
+    warps: int  # of the two products whose tile has `rows` rows
     logit_step: int = 64
-    logit_warps: int = 4
     logit_stages: int = 2
     input_cols: int = 128
     input_step: int = 64
-    input_warps: int = 4
     input_stages: int = 3
     weight_classes: int = 128
     weight_cols: int = 128
     weight_warps: int = 8
     weight_stages: int = 3
+
+
+# Padding costs half a block a tile; small blocks read C more often. Many tokens make long lists.
+FEW_TOKENS = GatherOptions(rows=64, warps=4)
+MANY_TOKENS = GatherOptions(rows=128, warps=8)
+
+
+def gather_options(tokens: int) -> GatherOptions:
+    """Blocks of 128 tokens from 16384 tokens on, where a tile's list has hundreds of them, else of 64."""
+    return MANY_TOKENS if tokens >= 16384 else FEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def gathered_logit_gradient_kernel(
     tl.store(dz + out[:, None] * BLOCK_V + local[None, :], d_logit.to(dz.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def scatter_input_gradient_kernel(
     dz,  # (blocks * ROWS, BLOCK_V)
     weight,  # (V, D)
@@ -129,6 +138,7 @@ def scatter_input_gradient_kernel(
     tokens,  # (blocks * ROWS,) int32
     tile_of_block,  # (blocks,) int32
     accumulator,  # (N, D) fp32, in and out
+    blocks,
     V,
     D,
     stride_weight,
@@ -138,10 +148,10 @@ def scatter_input_gradient_kernel(
     COLS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    # A program owns one block of pairs and COLS of D; column tiles vary fastest, to share dz through L2.
-    column_tiles = tl.cdiv(D, COLS)
-    block = tl.program_id(0) // column_tiles
-    cols = (tl.program_id(0) % column_tiles) * COLS + tl.arange(0, COLS)
+    # A program owns one block of pairs and COLS of D. Columns vary slowest: dE in fp32 does not fit into L2, COLS of it
+    # do, and so does the dz of a slice, which every column reads.
+    block = tl.program_id(0) % blocks
+    cols = (tl.program_id(0) // blocks) * COLS + tl.arange(0, COLS)
     tile = tl.load(tile_of_block + block)
     local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     total = tl.zeros((ROWS, COLS), tl.float32)
@@ -162,7 +172,7 @@ def scatter_input_gradient_kernel(
     tl.atomic_add(accumulator + rows[:, None] * D + cols[None, :], total, mask=mask, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["first_tile", "done"])
+@triton.jit(do_not_specialize=["first_tile", "tiles", "done"])
 def write_weight_gradient_kernel(
     dz,  # (blocks * ROWS, BLOCK_V)
     input,  # (N, D)
@@ -183,6 +193,7 @@ def write_weight_gradient_kernel(
     D,
     stride_input,
     first_tile,
+    tiles,
     done,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -193,11 +204,11 @@ def write_weight_gradient_kernel(
     CLASSES: tl.constexpr,  # of a program: a part of the tile
     COLS: tl.constexpr,
 ):
-    # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks; columns vary fastest.
-    column_tiles = tl.cdiv(D, COLS)
+    # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks. Columns vary slowest: the tokens of
+    # a tile are anywhere in E, and COLS of E fit into L2.
     parts: tl.constexpr = BLOCK_V // CLASSES
-    column = tl.program_id(0) % column_tiles
-    index = tl.program_id(0) // column_tiles
+    column = tl.program_id(0) // (tiles * parts)
+    index = tl.program_id(0) % (tiles * parts)
     tile = first_tile + index // parts
     v = (index % parts) * CLASSES + tl.arange(0, CLASSES)
     cols = column * COLS + tl.arange(0, COLS)
@@ -281,8 +292,8 @@ def write_logit_gradient(
         V, problem.hidden_size, problem.input.stride(0), problem.weight.stride(0), problem.softcap,
         1.0 - problem.label_smoothing, problem.label_smoothing / V if problem.softcap > 0 else 0.0,
         HAS_BIAS=problem.bias is not None, SOFTCAP=problem.softcap > 0, ORDERED=model.order is not None,
-        ROWS=ROWS, BLOCK_V=model.tile_classes, BLOCK_D=options.logit_step,
-        num_warps=options.logit_warps, num_stages=options.logit_stages,
+        ROWS=options.rows, BLOCK_V=model.tile_classes, BLOCK_D=options.logit_step,
+        num_warps=options.warps, num_stages=options.logit_stages,
     )  # fmt: skip
 
 
@@ -293,10 +304,10 @@ def scatter_input_gradient(
     D = problem.hidden_size
     scatter_input_gradient_kernel[(blocks.count * triton.cdiv(D, options.input_cols),)](
         dz, problem.weight, model.order, blocks.tokens, blocks.tile_of_block, accumulator,
-        problem.vocab_size, D, problem.weight.stride(0),
-        ORDERED=model.order is not None, ROWS=ROWS, BLOCK_V=model.tile_classes,
+        blocks.count, problem.vocab_size, D, problem.weight.stride(0),
+        ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         COLS=options.input_cols, STEP=options.input_step,
-        num_warps=options.input_warps, num_stages=options.input_stages,
+        num_warps=options.warps, num_stages=options.input_stages,
     )  # fmt: skip
 
 
@@ -319,9 +330,9 @@ def write_weight_gradient(
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
         grad_weight, grad_bias,
-        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile, blocks.done,
+        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
-        ORDERED=model.order is not None, ROWS=ROWS, BLOCK_V=model.tile_classes,
+        ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
         num_warps=options.weight_warps, num_stages=options.weight_stages,
     )  # fmt: skip

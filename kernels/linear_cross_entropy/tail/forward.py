@@ -24,7 +24,7 @@ from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, po
 def remember(
     problem: Problem, pack: bool, order: Tensor | None, tile_classes: int
 ) -> tuple[Statistics, int | None, tuple[Tensor, ...]]:
-    """Statistics of every token, how many take part if ignored rows were left out, and the tensors of operators.KEPT."""
+    """Statistics of every token, how many take part where ignored rows were left out, the tensors of operators.KEPT."""
     N, device = problem.tokens, problem.input.device
     tile = tail_tile(tile_classes)
     problem = replace(problem, input=_aligned(problem.input, tile), weight=_aligned(problem.weight, tile))

@@ -24,6 +24,7 @@ from kernels.linear_cross_entropy.tail.active_pairs import (
     Blocks,
     GatherOptions,
     Pulls,
+    gather_options,
     plan_blocks,
     scatter_input_gradient,
     write_logit_gradient,
@@ -35,11 +36,11 @@ from kernels.linear_cross_entropy.tail.first_order import add_first_order
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
-from kernels.linear_cross_entropy.tail.routing import ROWS, Routing, list_pairs, route
+from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
-GATHER_BYTES = 48 * 2**20  # of dz at once
+GATHER_BYTES = 24 * 2**20  # of dz at once: what it is read from again is L2
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def gradients(
     certified: bool = False,
 ) -> tuple[Gradients, TailStats]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse), and what was done for them."""
-    options = options or GatherOptions()
+    options = options or gather_options(problem.tokens)
+    rows = options.rows
     C = problem.weight
     given = upstream(problem, statistics, grad_loss, grad_lse)
-    routing = route(problem, statistics, tiles, model, target, given, method)
+    routing = route(problem, statistics, tiles, model, target, given, method, rows)
     ends = HostCopy(routing.first_block)
     accumulator, pulls = tail_products(problem, model, routing, given.loss, needs, method)
     term = None
@@ -79,8 +81,8 @@ def gradients(
         term = first_order_term(problem, model, routing, method)
     first_block = ends.wait()
     total, pairs = int(first_block[-1]), problem.tokens * model.tiles
-    dense_path = method.choose and total * ROWS > method.dense_fraction * pairs
-    stats = TailStats(dense_path, total * ROWS / pairs, routing)
+    dense_path = method.choose and total * rows > method.dense_fraction * pairs
+    stats = TailStats(dense_path, total * rows / pairs, routing)
     if dense_path:
         del accumulator, pulls
         return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
@@ -88,19 +90,19 @@ def gradients(
         routing = stats.routing
         stats = replace(stats, routing=replace(routing, tail=routing.tail.new_empty(0), flat_tail=None))
         routing = stats.routing
-    tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total)
+    tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
-    ranges = plan_blocks(first_block.tolist(), GATHER_BYTES // (ROWS * model.tile_classes * C.element_size()))
+    ranges = plan_blocks(first_block.tolist(), GATHER_BYTES // (rows * model.tile_classes * C.element_size()))
     sizes = [int(first_block[stop] - first_block[start]) for start, stop in ranges]
-    dz_memory = torch.empty(max(sizes) * ROWS, model.tile_classes, dtype=C.dtype, device=C.device)
+    dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)
     for (start, stop), size in zip(ranges, sizes, strict=True):
         done = int(first_block[start])
         blocks = Blocks(
-            tokens[done * ROWS : (done + size) * ROWS], tile_of_block[done : done + size], routing.first_block, done,
+            tokens[done * rows : (done + size) * rows], tile_of_block[done : done + size], routing.first_block, done,
             start, stop - start, size,
         )  # fmt: skip
-        dz = dz_memory[: size * ROWS]
+        dz = dz_memory[: size * rows]
         if size:
             write_logit_gradient(problem, statistics, model, target, given, blocks, dz, options)
             if accumulator is not None:

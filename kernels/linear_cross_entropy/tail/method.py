@@ -5,7 +5,7 @@ from dataclasses import dataclass
 COHERENCE = 0.05  # share in which errors of a class by different tokens agree in direction
 COLD = 0.25  # of a rare class's row of dC: the most one pair may get wrong
 SAMPLED_ROWS = 16384  # of C, for the first-order term: 2 N / V D of a GEMM each
-DENSE_FRACTION = 0.25  # of all pairs, padding included: from here on the dense path is as fast
+DENSE_FRACTION = 0.2  # of all pairs, padding included: from here on the dense path is as fast
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from kernels.linear_cross_entropy.tail.upstream import (
 
 BINS = 64  # of squared score, each half of the one before; the first is empty, the last holds all that is smaller
 BLOCK = 1024  # tokens a step
-ROWS = 64  # tokens of a block of active pairs: a tile's list is padded to it
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Routing:
     totals: Tensor  # (TOTALS,) fp32: the places above
     threshold: Tensor  # (T,) fp32: pairs whose a_nt exceeds their tile's are active
     counts: Tensor  # (T,) int32: active pairs of a tile
-    first_block: Tensor  # (T + 1,) int32: where its blocks of ROWS pairs begin
+    first_block: Tensor  # (T + 1,) int32: where its blocks begin
     tail: Tensor  # (T, N) in E's dtype: (g + l) m / unit of inactive pairs, 0 of active ones
     flat_tail: Tensor | None  # (T, N), likewise: g * mean slope / unit, under a softcap with smoothing
     tail_mass: Tensor  # (T,) fp32: its sum over the tokens
@@ -280,6 +279,7 @@ def route(
     target: Tensor,  # (N,) int64: positions in the vocabulary order
     given: Upstream,
     method: TailMethod,
+    block_rows: int,  # tokens of a block of active pairs: a tile's list is padded to it
 ) -> Routing:
     """Routes for relative errors of dE and dC of `method.tolerance`."""
     T, N = tiles.lse.shape
@@ -304,7 +304,7 @@ def route(
         SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=dtype == torch.float16,
         GIVEN=method.threshold is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    first_block_kernel[(1,)](counts, first_block, T, ROWS=ROWS, BLOCK=BLOCK, num_warps=4)
+    first_block_kernel[(1,)](counts, first_block, T, ROWS=block_rows, BLOCK=BLOCK, num_warps=4)
     return Routing(given.totals, threshold, counts, first_block, tail, flat_tail, tail_mass)
 
 
@@ -317,13 +317,16 @@ def list_pairs(
     given: Upstream,
     routing: Routing,
     blocks: int,
-) -> tuple[Tensor, Tensor]:  # (blocks * ROWS,) and (blocks,) int32
+    block_rows: int,
+) -> tuple[Tensor, Tensor]:  # (blocks * block_rows,) and (blocks,) int32
     """The tokens of every tile's active pairs, tile after tile, -1 where a list is padded; and each block's tile."""
     T, N = tiles.lse.shape
-    tokens, tile_of_block = (torch.empty(n, dtype=torch.int32, device=target.device) for n in (blocks * ROWS, blocks))
+    tokens, tile_of_block = (
+        torch.empty(n, dtype=torch.int32, device=target.device) for n in (blocks * block_rows, blocks)
+    )
     list_kernel[(T,)](
         tiles.lse, tiles.residual, tiles.mass_slope, given.p_scale, statistics.lse, target, routing.threshold,
         routing.first_block, tokens, tile_of_block, N, model.tile_classes,
-        SOFTCAP=problem.softcap > 0, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
+        SOFTCAP=problem.softcap > 0, ROWS=block_rows, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return tokens, tile_of_block
