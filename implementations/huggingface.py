@@ -52,8 +52,8 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     model: a transformers model with a head for the next token. Patch it before it is wrapped or compiled; of a PEFT
         model, patch the model inside, `model.get_base_model()`.
     settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient ("auto"),
-        gradient_tolerance, order, order_interval, fused (False), filter_eps, sort_vocabulary, pack_tokens, check_targets.
-        The vocabulary order is kept from forward to forward, one for all models patched by this call and their copies.
+        gradient_tolerance, order, order_interval, fused (False), filter_eps, sort_vocabulary, pack_tokens and
+        check_targets. The vocabulary order is kept from forward to forward, one for all models patched by this call and their copies.
 
     As in transformers tokens < n predict n, `shift_labels` given to the forward are taken as they are, and with
     `num_items_in_batch` the loss is the sum over tokens divided by it instead of the mean. The loss is fp32, a scalar.

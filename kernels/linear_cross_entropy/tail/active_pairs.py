@@ -204,8 +204,8 @@ def write_weight_gradient_kernel(
     CLASSES: tl.constexpr,  # of a program: a part of the tile
     COLS: tl.constexpr,
 ):
-    # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks. Columns vary slowest: the tokens of
-    # a tile are anywhere in E, and COLS of E fit into L2.
+    # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks. Columns vary slowest: the tokens
+    # of a tile are anywhere in E, and COLS of E fit into L2.
     parts: tl.constexpr = BLOCK_V // CLASSES
     column = tl.program_id(0) // (tiles * parts)
     index = tl.program_id(0) % (tiles * parts)
