@@ -43,6 +43,7 @@ DECIDED_HERE = {
     "return_nll",
     "return_stats",
 }  # by the model and the call
+ORDER_SETTINGS = ("order", "order_interval", "token_groups")  # a module's, not the function's
 MARK = "_linear_cross_entropy"  # class attribute of a patched model: its settings
 
 
@@ -53,7 +54,8 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
         model, patch the model inside, `model.get_base_model()`.
     settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient ("auto"),
         gradient_tolerance, order, order_interval, fused (False), filter_eps, sort_vocabulary, pack_tokens and
-        check_targets. The vocabulary order is kept from forward to forward, one for all models patched by this call and their copies.
+        check_targets. The vocabulary order is kept from forward to forward, one for all models patched by this call
+        and their copies.
 
     As in transformers tokens < n predict n, `shift_labels` given to the forward are taken as they are, and with
     `num_items_in_batch` the loss is the sum over tokens divided by it instead of the mean. The loss is fp32, a scalar.
@@ -153,6 +155,7 @@ def _loss(
     if shift_labels is None:
         shift_labels = nn.functional.pad(cast("Tensor", labels)[..., 1:], (0, 1), value=ignored)
     hidden = logits.hidden.flatten(0, -2)
+    order, centres = kept.of(hidden, logits.weight)
     loss: Any = linear_cross_entropy(
         hidden,
         logits.weight,
@@ -160,7 +163,8 @@ def _loss(
         linear_bias=logits.bias,
         softcap=logits.softcap,
         reduction="mean" if num_items_in_batch is None else "sum",
-        vocabulary_order=kept.of(hidden, logits.weight),
+        vocabulary_order=order,
+        token_centres=centres,
         **{**settings, "ignore_index": ignored},
     )
     if isinstance(num_items_in_batch, Tensor):
@@ -181,10 +185,12 @@ def _split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], KeptOrder
     for name in settings.keys() & DECIDED_HERE:
         raise TypeError(f"{name}: not a setting here; the model and the call decide it")
     LinearCrossEntropyLoss(**settings)  # names what it does not know, and wrong values
-    call = {name: value for name, value in settings.items() if name not in ("order", "order_interval")}
+    call = {name: value for name, value in settings.items() if name not in ORDER_SETTINGS}
     uses_order = call.get("gradient", "auto") in ("auto", "corrected") and not call.get("fused", False)
-    kind = settings.get("order", "tree") if uses_order else "none"
-    return call, KeptOrder(kind, settings.get("order_interval", INTERVAL))
+    if not uses_order:
+        return call, KeptOrder("none")
+    groups = settings.get("token_groups", 1)
+    return call, KeptOrder(settings.get("order", "tree"), settings.get("order_interval", INTERVAL), groups)
 
 
 def _check_model(model: Any) -> None:

@@ -6,7 +6,8 @@ of other blocks), which is what code tested on a CPU gets. Supports every case.
 - `ours` is the default: pairs of token and vocabulary tile that matter are computed, the others modelled by their tail,
   classes in the order of a balanced tree that is computed once and refreshed every 500 calls; where too many pairs
   matter, it is `ours-exact`. `ours-no-sort` leaves the tokenizer's order, `ours-average-logit-sort` takes the paper's,
-  `ours-no-tail` leaves the modelled part out, `ours-no-first-order` its first-order term.
+  `ours-no-tail` leaves the modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models
+  up to 32 groups of tokens apart.
 - `ours-exact` recomputes the logits slice by slice in the backward and computes every tile: deterministic.
 - `ours-paper` is the paper's kernel: tiles in which no logit gradient exceeds 2^-12 are skipped, the vocabulary is
   sorted by average logit; `ours-paper-no-sort` leaves the order as it is, `ours-paper-no-filter` filter and order.
@@ -29,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "auto": {},
     "no_sort": {"order": "none"},
     "average_logit_sort": {"order": "average-logit"},
+    "token_groups": {"token_groups": 32},
     "no_tail": {"model_tail": False},
     "no_first_order": {"first_order": False},
     "exact": {"gradient": "exact"},
@@ -89,4 +91,4 @@ def _ours(preset: str) -> Implementation:
 exact, paper, paper_no_sort = map(_ours, ("exact", "paper", "paper_no_sort"))
 paper_no_filter, fused, fused_no_filter = map(_ours, ("paper_no_filter", "fused", "fused_no_filter"))
 auto, no_sort, average_logit_sort = map(_ours, ("auto", "no_sort", "average_logit_sort"))
-no_tail, no_first_order = map(_ours, ("no_tail", "no_first_order"))
+no_tail, no_first_order, token_groups = map(_ours, ("no_tail", "no_first_order", "token_groups"))

@@ -16,6 +16,7 @@ REGISTRY: dict[str, str] = {
     "ours": "implementations.ours:auto",
     "ours-no-sort": "implementations.ours:no_sort",
     "ours-average-logit-sort": "implementations.ours:average_logit_sort",
+    "ours-token-groups": "implementations.ours:token_groups",
     "ours-no-tail": "implementations.ours:no_tail",
     "ours-no-first-order": "implementations.ours:no_first_order",
     "ours-exact": "implementations.ours:exact",

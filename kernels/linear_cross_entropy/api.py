@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy import operators
 from kernels.linear_cross_entropy.checks import (
+    check_centres,
     check_operands,
     check_order,
     check_settings,
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     gradient: str = "auto",
     gradient_tolerance: float | None = None,
     vocabulary_order: Tensor | None = None,
+    token_centres: Tensor | None = None,
     model_tail: bool = True,
     first_order: bool = True,
     filter_eps: float | None = FILTER_EPS,
@@ -89,6 +91,8 @@ def linear_cross_entropy(
         vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
             neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module
             keeps one.
+        token_centres: (K, D) fp32, likewise: centres of groups of tokens, which get models of their own. Better where
+            tokens differ, as on a trained model's head; at least 1024 tokens a group. Not used under a softcap.
         model_tail, first_order: "auto" and "corrected" only: False leaves the tail, or its first-order term, out
             (for measuring what each is worth).
         filter_eps: the filter's threshold; None computes every tile the filtered way.
@@ -117,6 +121,7 @@ def linear_cross_entropy(
     check_settings(label_smoothing, reduction, softcap, gradient, filter_eps, ignore_index)
     check_tail(gradient, gradient_tolerance, return_stats)
     check_order(vocabulary_order, linear_weight)
+    check_centres(token_centres, linear_weight)
     ignore_index = -100 if ignore_index is None else ignore_index
     if check_targets:
         check_targets_in_range(target, linear_weight.shape[0], ignore_index)
@@ -142,7 +147,8 @@ def linear_cross_entropy(
         if gradient_tolerance is None:
             gradient_tolerance = torch.finfo(input.dtype).eps / 4
         loss, lse, nll, *_ = tail_operators.tail_forward(
-            *operands, vocabulary_order, stats.report if return_stats else stats.report[:0],
+            *operands, vocabulary_order, token_centres if softcap == 0 else None,
+            stats.report if return_stats else stats.report[:0],
             float(label_smoothing), ignore_index, softcap, pack_tokens, tile_classes,
             gradient_tolerance, gradient == "auto", model_tail, first_order, return_stats,
         )  # fmt: skip

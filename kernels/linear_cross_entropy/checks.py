@@ -104,6 +104,22 @@ def check_order(vocabulary_order: Tensor | None, linear_weight: Tensor) -> None:
         raise ValueError(f"vocabulary_order: on {vocabulary_order.device}; linear_weight is on {linear_weight.device}")
 
 
+def check_centres(token_centres: Tensor | None, linear_weight: Tensor) -> None:
+    """Shape, dtype and device."""
+    if token_centres is None:
+        return
+    D = linear_weight.shape[1]
+    if token_centres.ndim != 2 or token_centres.shape[1] != D or not 1 < len(token_centres) <= 64:
+        raise ValueError(
+            f"token_centres: shape {tuple(token_centres.shape)}; it must be (K, {D}), K from 2 to 64, or None for one"
+        )
+    if token_centres.dtype != torch.float32 or token_centres.device != linear_weight.device:
+        raise ValueError(
+            f"token_centres: {token_centres.dtype} on {token_centres.device};"
+            f" it must be torch.float32 on {linear_weight.device}"
+        )
+
+
 def check_targets_in_range(target: Tensor, vocab_size: int, ignore_index: int) -> None:
     """Reads the targets back: one host synchronisation."""
     target = target.to(torch.int64)  # vocab_size or ignore_index may be no number of a narrow dtype

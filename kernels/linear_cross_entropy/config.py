@@ -17,6 +17,9 @@ PARTIALS_BYTES = 1 * 2**20
 # of the input (and its memory) costs more than the rows it saves.
 PACK_FRACTION = 1 / 8
 
+# Tokens of a block that belongs to one group (tail/groups.py): every logits tile's rows but fp32's.
+GROUP_BLOCK = 128
+
 # Fewer tokens than this have too few active pairs a tile to gather.
 TAIL_TOKENS = 256
 

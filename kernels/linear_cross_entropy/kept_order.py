@@ -6,69 +6,84 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import tail_tile_classes
-from kernels.linear_cross_entropy.vocabulary_order import average_logit_order, balanced_tree, logit_features
+from kernels.linear_cross_entropy.vocabulary_order import (
+    average_logit_order,
+    balanced_tree,
+    logit_features,
+    token_centres,
+)
 
 ORDERS = ("tree", "average-logit", "none")
+GROUP_TOKENS = 1024  # 8 blocks of tokens: one in eight at most is shared with a neighbour
+STATE = ("order", "centres", "_head", "_age")
 INTERVAL = 500  # forwards: on a Gemma-2 head an order costs what 0.003 forwards do, and weights move slowly
 
 
 class KeptOrder:
-    """The order of one head's classes.
+    """The order of one head's classes, and centres of its tokens.
 
     kind: "tree" keeps classes together whose logits move together; "average-logit" sorts by the mean logit, as the
     paper does; "none" leaves the classes as they are. interval: forwards between two orders; 0 keeps the first.
+    token_groups: how many centres, 1 for none; fewer where there are fewer than GROUP_TOKENS tokens for each.
     Raises ValueError for other values.
     """
 
-    def __init__(self, kind: str = "tree", interval: int = INTERVAL) -> None:
+    def __init__(self, kind: str = "tree", interval: int = INTERVAL, token_groups: int = 1) -> None:
         if kind not in ORDERS:
             raise ValueError(f"order: {kind!r}; allowed are {', '.join(ORDERS)}")
         if not isinstance(interval, int) or interval < 0:
             raise ValueError(f"order_interval: {interval!r}; it must be an integer, 0 or more")
-        self.kind, self.interval = kind, interval
+        if not isinstance(token_groups, int) or not 1 <= token_groups <= 64:
+            raise ValueError(f"token_groups: {token_groups!r}; it must be an integer from 1 to 64")
+        self.kind, self.interval, self.token_groups = kind, interval, token_groups
         self.order: Tensor | None = None  # (V,) int64
-        self._age = 0  # forwards since the order was computed
+        self.centres: Tensor | None = None  # (K, D) fp32
+        self._head: torch.Size | None = None  # the weight's shape they were computed for
+        self._age = 0  # forwards since then
 
-    def of(self, input: Tensor, linear_weight: Tensor) -> Tensor | None:
-        """The order for this forward: computed when there is none for the head, or the last is too old.
+    def of(self, input: Tensor, linear_weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Order and centres for this forward: computed when there are none for the head, or the last are too old.
 
-        None where gradients are not tail-corrected. Under torch.compile the order that is there, if there is one.
+        None where gradients are not tail-corrected. Under torch.compile what is there, if there is something.
         input (..., D), linear_weight (V, D).
         """
-        if self.kind == "none":
-            return None
-        fits = self.order is not None and self.order.shape[0] == linear_weight.shape[0]
+        if self.kind == "none" and self.token_groups == 1:
+            return None, None
+        fits = self._head == linear_weight.shape
         if torch.compiler.is_compiling():
-            return self.order if fits else None
+            return (self.order, self.centres) if fits else (None, None)
         wants_gradient = torch.is_grad_enabled() and (input.requires_grad or linear_weight.requires_grad)
         tokens = input.detach().reshape(-1, input.shape[-1])
         if not wants_gradient or not tail_tile_classes(tokens, linear_weight, _computed_dtype(input)):
-            return None
+            return None, None
         if not fits or (self.interval > 0 and self._age >= self.interval):
             self.refresh(input, linear_weight)
-        assert self.order is not None
-        self.order = self.order.to(linear_weight.device)
         self._age += 1
-        return self.order
+        device = linear_weight.device
+        self.order, self.centres = (t if t is None else t.to(device) for t in (self.order, self.centres))
+        return self.order, self.centres
 
     @torch.no_grad()
     def refresh(self, input: Tensor, linear_weight: Tensor) -> None:
-        """Computes the order from input (..., D) and linear_weight (V, D)."""
+        """Computes order and centres from input (..., D) and linear_weight (V, D)."""
         dtype = _computed_dtype(input)
         tokens, weight = input.detach().reshape(-1, input.shape[-1]).to(dtype), linear_weight.to(dtype)
         if self.kind == "average-logit":
             self.order = average_logit_order(weight, tokens)
         elif self.kind == "tree":
             self.order = balanced_tree(logit_features(weight, tokens), tail_tile_classes(tokens, weight) or 256)
-        self._age = 0
+        groups = min(self.token_groups, len(tokens) // GROUP_TOKENS)
+        self.centres = token_centres(tokens, groups) if groups > 1 else None
+        self._head, self._age = linear_weight.shape, 0
 
     def state(self) -> dict[str, Any]:
         """What `load` takes."""
-        return {"vocabulary_order": self.order, "age": self._age}
+        return {name: getattr(self, name) for name in STATE}
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from what `state` gave."""
-        self.order, self._age = state["vocabulary_order"], state["age"]
+        for name in STATE:
+            setattr(self, name, state[name])
 
 
 def _computed_dtype(input: Tensor) -> torch.dtype:

@@ -21,7 +21,8 @@ class LinearCrossEntropyLoss(nn.Module):
             input, linear_weight, target, label_smoothing=0.1, vocabulary_order=loss.vocabulary_order
         )
 
-    Takes every keyword of the function but `linear_bias` and `vocabulary_order`, and checks their values at once.
+    Takes every keyword of the function but `linear_bias`, `vocabulary_order` and `token_centres`, and checks their
+    values at once.
 
     For gradient="auto" and "corrected" it keeps the vocabulary's order: computed at the first forward that needs a
     gradient, again every `order_interval` such forwards (the weights move slowly), and part of the state dict. Under
@@ -31,11 +32,15 @@ class LinearCrossEntropyLoss(nn.Module):
         order: "tree" keeps classes together whose logits move together; "average-logit" sorts by the mean logit, as the
             paper does; "none" leaves the classes as they are.
         order_interval: forwards between two orders; 0 keeps the first.
+        token_groups: groups of tokens with models of their own, up to one for 1024 tokens; their centres are kept with
+            the order.
     """
 
-    def __init__(self, *, order: str = "tree", order_interval: int = INTERVAL, **settings: Any) -> None:
+    def __init__(
+        self, *, order: str = "tree", order_interval: int = INTERVAL, token_groups: int = 1, **settings: Any
+    ) -> None:
         super().__init__()
-        known = set(linear_cross_entropy.__kwdefaults__ or {}) - {"linear_bias", "vocabulary_order"}
+        known = set(linear_cross_entropy.__kwdefaults__ or {}) - {"linear_bias", "vocabulary_order", "token_centres"}
         unknown = sorted(set(settings) - known)
         if unknown:
             raise TypeError(f"{unknown[0]}: no such setting; allowed are {', '.join(sorted(known))}")
@@ -52,7 +57,7 @@ class LinearCrossEntropyLoss(nn.Module):
         )
         check_tail(gradient, settings.get("gradient_tolerance"), settings.get("return_stats", False))
         self.settings = settings
-        self._kept = KeptOrder(order, order_interval)
+        self._kept = KeptOrder(order, order_interval, token_groups)
         self._orders = gradient in ("auto", "corrected") and not settings.get("fused", False)
 
     @property
@@ -64,9 +69,15 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
     ) -> Tensor | tuple[Tensor | GradientStats, ...]:
         """The loss of input (..., D) against target (...), through the head linear_weight (V, D)."""
-        order = self._kept.of(input, linear_weight) if self._orders else None
+        order, centres = self._kept.of(input, linear_weight) if self._orders else (None, None)
         return linear_cross_entropy(
-            input, linear_weight, target, linear_bias=linear_bias, vocabulary_order=order, **self.settings
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            vocabulary_order=order,
+            token_centres=centres,
+            **self.settings,
         )
 
     def refresh_order(self, input: Tensor, linear_weight: Tensor) -> None:
@@ -83,4 +94,11 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         parts = [f"{name}={value!r}" for name, value in self.settings.items()]
-        return ", ".join([*parts, f"order={self._kept.kind!r}", f"order_interval={self._kept.interval}"])
+        return ", ".join(
+            [
+                *parts,
+                f"order={self._kept.kind!r}",
+                f"order_interval={self._kept.interval}",
+                f"token_groups={self._kept.token_groups}",
+            ]
+        )

@@ -95,3 +95,18 @@ def principal_coordinate(points: Tensor) -> Tensor:
     for _ in range(POWER_ITERATIONS):
         direction = torch.nn.functional.normalize(covariance @ direction, dim=1)
     return (centred @ direction)[:, :, 0]
+
+
+def token_centres(input: Tensor, count: int, directions: int = 64) -> Tensor:
+    """(count, D) fp32: means of `count` equal groups of tokens that lie near each other; input (N, D).
+
+    The leaves of a balanced tree over the tokens along their principal directions. Raises ValueError for more groups
+    than tokens.
+    """
+    if not 1 <= count <= input.shape[0]:
+        raise ValueError(f"count must lie in [1, {input.shape[0]}], the number of tokens; got {count}")
+    wide = input.float()
+    centred = wide - wide.mean(dim=0)
+    _, vectors = torch.linalg.eigh(centred.t() @ centred)  # ascending
+    order = balanced_tree(centred @ vectors[:, -min(directions, len(vectors)) :], -(-input.shape[0] // count))
+    return torch.stack([wide[places].mean(dim=0) for places in order.tensor_split(count)])

@@ -173,24 +173,25 @@ def scatter_input_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["first_tile", "tiles", "done"])
-def write_weight_gradient_kernel(
+def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is decided when it is compiled
     dz,  # (blocks * ROWS, BLOCK_V)
     input,  # (N, D)
     order,  # (V,) int64, unused without ORDERED
     tokens,  # (blocks * ROWS,) int32
     first_block,  # (T + 1,) int32
-    shape,  # (V,) fp32
-    pulls,  # (T, D) fp32: S
+    shape,  # (K, V) fp32
+    pulls,  # (T, K, D) fp32: S
     shift,  # (D,) fp32: share
     flat_shape,  # (V,) fp32, unused without FLAT
     flat_pulls,  # (T, D) fp32: F, unused without FLAT
-    masses,  # (T,) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS
+    masses,  # (T, K) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS
     bias_shift,  # () fp32: (beta / V) sum_n g_n; unused without HAS_BIAS
     flat_masses,  # (T,) fp32, unused without FLAT and HAS_BIAS
     grad_weight,  # (V, D), out; unused without HAS_WEIGHT
     grad_bias,  # (V,), out; unused without HAS_BIAS
     V,
     D,
+    K,
     stride_input,
     first_tile,
     tiles,
@@ -198,9 +199,11 @@ def write_weight_gradient_kernel(
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     FLAT: tl.constexpr,
+    GROUPED: tl.constexpr,
     ORDERED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     CLASSES: tl.constexpr,  # of a program: a part of the tile
     COLS: tl.constexpr,
 ):
@@ -227,7 +230,13 @@ def write_weight_gradient_kernel(
             bias_total += tl.sum(a.to(tl.float32), axis=1)
     places = tile * BLOCK_V + v
     inside = places < V
-    q = tl.load(shape + places, mask=inside, other=0.0)
+    if GROUPED:
+        group = tl.arange(0, BLOCK_K)
+        in_group = group < K
+        shapes = tl.load(shape + group[None, :].to(tl.int64) * V + places[:, None],
+                         mask=inside[:, None] & in_group[None, :], other=0.0)  # fmt: skip
+    else:
+        q = tl.load(shape + places, mask=inside, other=0.0)
     if FLAT:
         flat = tl.load(flat_shape + places, mask=inside, other=0.0)
     classes = places.to(tl.int64)
@@ -236,7 +245,12 @@ def write_weight_gradient_kernel(
     if HAS_WEIGHT:
         in_row = cols < D
         out = tile.to(tl.int64) * D + cols
-        total += q[:, None] * tl.load(pulls + out, mask=in_row, other=0.0)[None, :]
+        if GROUPED:
+            pull = tl.load(pulls + (tile * K + group).to(tl.int64)[:, None] * D + cols[None, :],
+                           mask=in_group[:, None] & in_row[None, :], other=0.0)  # fmt: skip
+            total = tl.dot(shapes, pull, total, input_precision="tf32x3")
+        else:
+            total += q[:, None] * tl.load(pulls + out, mask=in_row, other=0.0)[None, :]
         if FLAT:
             total -= flat[:, None] * tl.load(flat_pulls + out, mask=in_row, other=0.0)[None, :]
         else:
@@ -245,7 +259,11 @@ def write_weight_gradient_kernel(
                  mask=inside[:, None] & in_row[None, :])  # fmt: skip
     if HAS_BIAS:  # noqa: SIM102 - one is known to the compiler, the other is not
         if column == 0:
-            bias_total += q * tl.load(masses + tile)
+            if GROUPED:
+                mass = tl.load(masses + tile * K + group, mask=in_group, other=0.0)
+                bias_total += tl.sum(shapes * mass[None, :], axis=1)
+            else:
+                bias_total += q * tl.load(masses + tile)
             if FLAT:
                 bias_total -= flat * tl.load(flat_masses + tile)
             else:
@@ -257,10 +275,10 @@ def write_weight_gradient_kernel(
 class Pulls:
     """What the tail adds to dC and db, of every tile and of every class."""
 
-    tile: Tensor  # (T, D) fp32: S
+    tile: Tensor  # (T, K, D) fp32: S
     shift: Tensor  # (D,) fp32: subtracted from every row of dC
     flat: Tensor | None  # (T, D) fp32: F
-    mass: Tensor  # (T,) fp32: likewise for db
+    mass: Tensor  # (T, K) fp32: likewise for db
     bias_shift: Tensor  # () fp32
     flat_mass: Tensor | None  # (T,) fp32
 
@@ -330,8 +348,9 @@ def write_weight_gradient(
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
         grad_weight, grad_bias,
-        problem.vocab_size, D, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
+        problem.vocab_size, D, model.groups, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
+        GROUPED=model.groups > 1, BLOCK_K=max(16, triton.next_power_of_2(model.groups)),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
         num_warps=options.weight_warps, num_stages=options.weight_stages,

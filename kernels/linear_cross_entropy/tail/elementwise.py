@@ -5,18 +5,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.tail.groups import BLOCK_N as GROUP_ROWS
+from kernels.linear_cross_entropy.tail.groups import TokenGroups
+
 BLOCK_ROWS, BLOCK_COLS = 16, 256
 
 
 @triton.jit(do_not_specialize=["N"])
 def weighted_deviation_kernel(
     matrix,  # (N, D)
-    mean,  # (D,) fp32
+    mean,  # (K, D) fp32
+    group,  # (blocks,) int32: which of them, unused without GROUPED
     weight,  # (N,) fp32
     out,  # (N, D), out
     N,
     D,
     stride,
+    GROUPED: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -25,6 +31,8 @@ def weighted_deviation_kernel(
     cols = tl.program_id(1) * COLS + tl.arange(0, COLS)
     mask = (rows < N)[:, None] & (cols < D)[None, :]
     wide = rows.to(tl.int64)[:, None]
+    if GROUPED:
+        mean += tl.load(group + tl.program_id(0) * ROWS // GROUP_ROWS).to(tl.int64) * D
     x = tl.load(matrix + wide * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
     x = (x - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]) * tl.load(weight + rows, mask=rows < N)[:, None]
     tl.store(out + wide * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
@@ -79,12 +87,24 @@ def _grid(rows: int, cols: int) -> tuple[int, int]:
     return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(cols, BLOCK_COLS)
 
 
-def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor) -> Tensor:  # (N, D), (D,), (N,) -> (N, D)
-    """weight_n (matrix_n - mean) in the matrix's dtype, rounded once."""
+def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor, groups: TokenGroups | None) -> Tensor:
+    """weight_n (matrix_n - mean of n's group) (N, D) in the matrix's dtype, rounded once. mean (K, D) fp32."""
     N, D = matrix.shape
     out = torch.empty((N, D), dtype=matrix.dtype, device=matrix.device)
     weighted_deviation_kernel[_grid(N, D)](
-        matrix, mean, weight, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
+        matrix,
+        mean,
+        None if groups is None else groups.of_block,
+        weight,
+        out,
+        N,
+        D,
+        matrix.stride(0),
+        GROUPED=groups is not None,
+        GROUP_ROWS=GROUP_ROWS,
+        ROWS=BLOCK_ROWS,
+        COLS=BLOCK_COLS,
+        num_warps=4,
     )
     return out
 

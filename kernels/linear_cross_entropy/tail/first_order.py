@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.products import add_product
 from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
+from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 
 CHUNK_ROWS = 8192  # of the sample at once
@@ -24,33 +24,36 @@ CHUNK_ROWS = 8192  # of the sample at once
 @triton.jit
 def sampled_rows_kernel(
     weight,  # (V, D)
-    centre,  # (T, D)
+    centre,  # (K, T, D)
     order,  # (V,) int64, unused without ORDERED
-    shape,  # (V,) fp32
-    cumulated,  # (T,) fp32: tail mass of the tiles up to and with this one
+    shape,  # (K, V) fp32
+    cumulated,  # (T, K) fp32: tail mass up to and with this tile and group
     out,  # (samples, D), out: row of C less the centre of its tile
     samples,
     first_sample,
     T,
     V,
     D,
+    K,
     stride_weight,
     ORDERED: tl.constexpr,
-    TILES: tl.constexpr,  # T, rounded up to a power of two
+    TILES: tl.constexpr,  # T K, rounded up to a power of two
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     # A program owns one sample: the class at (k + 1/2) / samples of the tail mass. Which tile, then which class in it.
     sample = tl.program_id(0)
-    tiles = tl.arange(0, TILES)
-    ends = tl.abs(tl.load(cumulated + tiles, mask=tiles < T, other=float("inf")))
-    whole = tl.abs(tl.load(cumulated + T - 1))
+    tiles = tl.arange(0, TILES)  # of a group each
+    ends = tl.abs(tl.load(cumulated + tiles, mask=tiles < T * K, other=float("inf")))
+    whole = tl.abs(tl.load(cumulated + T * K - 1))
     point = (first_sample + sample + 0.5) / samples * whole
-    tile = tl.minimum(tl.sum((ends <= point).to(tl.int32), axis=0), T - 1)
-    begin = tl.max(tl.where(tiles < tile, ends, 0.0), axis=0)
-    end = tl.min(tl.where(tiles >= tile, ends, float("inf")), axis=0)
+    found = tl.minimum(tl.sum((ends <= point).to(tl.int32), axis=0), T * K - 1)
+    begin = tl.max(tl.where(tiles < found, ends, 0.0), axis=0)
+    end = tl.min(tl.where(tiles >= found, ends, float("inf")), axis=0)
+    tile = found // K
+    group = (found % K).to(tl.int64)
     local = tl.arange(0, BLOCK_V)
-    q = tl.load(shape + tile * BLOCK_V + local, mask=tile * BLOCK_V + local < V, other=0.0)
+    q = tl.load(shape + group * V + tile * BLOCK_V + local, mask=tile * BLOCK_V + local < V, other=0.0)
     share = (point - begin) / tl.maximum(end - begin, 1e-37)
     inside = tl.sum((tl.cumsum(q, axis=0) <= share).to(tl.int32), axis=0)
     row = tl.minimum(tile * BLOCK_V + tl.minimum(inside, BLOCK_V - 1), V - 1).to(tl.int64)
@@ -59,22 +62,23 @@ def sampled_rows_kernel(
     for d in range(0, D, BLOCK_D):
         cols = d + tl.arange(0, BLOCK_D)
         c = tl.load(weight + row * stride_weight + cols, mask=cols < D, other=0.0).to(tl.float32)
-        c -= tl.load(centre + tile.to(tl.int64) * D + cols, mask=cols < D, other=0.0).to(tl.float32)
+        c -= tl.load(centre + (group * T + tile) * D + cols, mask=cols < D, other=0.0).to(tl.float32)
         tl.store(out + sample.to(tl.int64) * D + cols, c.to(out.dtype.element_ty), mask=cols < D)
 
 
-def within_tile_covariance(problem: Problem, model: TailModel, tile_mass: Tensor, samples: int) -> Tensor:
-    """(D, D) fp32: the covariance of rows of C about their tile's centre, weighted by tail mass. tile_mass (T,)."""
+def within_tile_covariance(problem: Problem, model: TailModel, mass: Tensor, samples: int) -> Tensor:
+    """(D, D) fp32: the covariance of rows of C about their tile's centres, weighted by tail mass. mass (T, K)."""
     C = problem.weight
     V, D = C.shape
-    cumulated = tile_mass.cumsum(0)
+    cumulated = mass.flatten().cumsum(0)
     covariance = torch.empty(D, D, dtype=torch.float32, device=C.device)
     for first in range(0, samples, CHUNK_ROWS):
         rows = torch.empty(min(CHUNK_ROWS, samples - first), D, dtype=C.dtype, device=C.device)
         sampled_rows_kernel[(len(rows),)](
-            C, model.centre, model.order, model.shape, cumulated, rows, samples, first, model.tiles, V, D, C.stride(0),
-            ORDERED=model.order is not None, TILES=triton.next_power_of_2(model.tiles), BLOCK_V=model.tile_classes,
-            BLOCK_D=min(1024, triton.next_power_of_2(D)), num_warps=4,
+            C, model.centre, model.order, model.shape, cumulated, rows, samples, first, model.tiles, V, D, model.groups,
+            C.stride(0),
+            ORDERED=model.order is not None, TILES=triton.next_power_of_2(model.tiles * model.groups),
+            BLOCK_V=model.tile_classes, BLOCK_D=min(1024, triton.next_power_of_2(D)), num_warps=4,
         )  # fmt: skip
         add_product(covariance, rows.t(), rows, first=first == 0)
     return covariance
@@ -84,12 +88,12 @@ def add_first_order(
     problem: Problem,
     model: TailModel,
     token_mass: Tensor,  # (N,) fp32: w, in units that the dtype of E can hold
-    tile_mass: Tensor,  # (T,) fp32
+    mass: Tensor,  # (T, K) fp32: the tails' masses, of every tile and group
+    mean: Tensor,  # (K, D) fp32: of the tokens of a group, by their tails' masses
+    groups: TokenGroups | None,
     accumulator: Tensor,  # (N, D) fp32, in and out: dE in the same units
     samples: int,
 ) -> None:
     E = problem.input
-    covariance = (within_tile_covariance(problem, model, tile_mass, samples) / samples).to(E.dtype)
-    mean = column_sum(E, token_mass) / token_mass.sum()
-    mean = torch.where(mean.isfinite(), mean, 0.0)  # no tail at all: w is 0 everywhere
-    add_product(accumulator, weighted_deviation(E, mean, token_mass), covariance, first=False)
+    covariance = (within_tile_covariance(problem, model, mass, samples) / samples).to(E.dtype)
+    add_product(accumulator, weighted_deviation(E, mean, token_mass, groups), covariance, first=False)

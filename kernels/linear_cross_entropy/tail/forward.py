@@ -14,15 +14,22 @@ from kernels.linear_cross_entropy.config import Tile, tail_tile
 from kernels.linear_cross_entropy.engine import kept_rows, packing_pays
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail import gradients as steps
+from kernels.linear_cross_entropy.tail.groups import BLOCK_N, TokenGroups, group_means, group_tokens
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
-from kernels.linear_cross_entropy.tail.model import TailModel, tail_model, typical_token, with_relative_spread
+from kernels.linear_cross_entropy.tail.model import (
+    TailModel,
+    grouped_model,
+    tail_model,
+    typical_token,
+    with_relative_spread,
+)
 from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH, make_report
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics, positions, tile_statistics
 
 
 def remember(
-    problem: Problem, pack: bool, order: Tensor | None, tile_classes: int
+    problem: Problem, pack: bool, order: Tensor | None, centres: Tensor | None, tile_classes: int
 ) -> tuple[Statistics, int | None, tuple[Tensor, ...]]:
     """Statistics of every token, how many take part where ignored rows were left out, the tensors of operators.KEPT."""
     N, device = problem.tokens, problem.input.device
@@ -30,32 +37,45 @@ def remember(
     problem = replace(problem, input=_aligned(problem.input, tile), weight=_aligned(problem.weight, tile))
     with on_device(device):
         number = HostCopy((problem.target != problem.ignore_index).sum()) if pack else None
-        model = tail_model(problem, typical_token(problem), order, tile_classes)  # while the number is on its way
+        if centres is None:  # while the number is on its way
+            model = tail_model(problem, typical_token(problem), order, tile_classes)
         kept = N if number is None else int(number.wait())
         rows, part = None, problem
         if kept > 0 and packing_pays(kept, N):
             rows = kept_rows(problem, kept)
             part = problem.rows(rows)
+        groups = None
+        if centres is not None:
+            places, groups = group_tokens(part.input, centres)
+            rows = places if rows is None else rows[places]
+            part = problem.rows(rows)
+            # of the groups' means, not of the centres, which may be of other tokens long ago
+            model = grouped_model(part, group_means(part, groups), order, tile_classes)
         target = positions(part, order)
         room = _empty_statistics(problem, model.tiles)
         tiles = _view(room, model.tiles, part.tokens)
-        statistics = tile_statistics(part, model, target, tile, tiles)
+        statistics = tile_statistics(part, model, target, tile, tiles, groups)
         model = with_relative_spread(model)
     if rows is not None:
         whole = Statistics(*(torch.zeros(N, dtype=torch.float32, device=device) for _ in range(5)))
         for every, some in zip(whole.tensors(), statistics.tensors(), strict=True):
             every.index_copy_(0, rows, some)
         statistics = whole
-    place = problem.input.new_empty(0 if order is None else N, dtype=torch.int64)
+    integers = lambda count: torch.empty(count, dtype=torch.int64, device=device)  # noqa: E731
+    place, permutation = integers(0 if order is None else N), integers(0 if groups is None else N)
+    of_block = torch.empty(0 if groups is None else -(-N // BLOCK_N), dtype=torch.int32, device=device)
     if order is not None:
         place[: part.tokens] = target
+    if groups is not None:
+        assert rows is not None
+        permutation[: part.tokens], of_block[: len(groups.of_block)] = rows, groups.of_block
     optional = (model.class_sum, model.flat_shape, model.flat_centre)
     of_model = (model.shape, model.shape_square, model.centre, model.spread)
-    return (
-        statistics,
-        None if rows is None else kept,
-        (*room, place, *of_model, *(problem.input.new_empty(0) if t is None else t for t in optional)),
-    )
+    kept_part = None if part.tokens == N else part.tokens
+    return statistics, kept_part, (
+        *room, place, permutation, of_block, *of_model,
+        *(problem.input.new_empty(0) if t is None else t for t in optional),
+    )  # fmt: skip
 
 
 def gradients(
@@ -73,21 +93,36 @@ def gradients(
     certify: bool,
 ) -> tuple[Gradients, Tensor]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count; and a report (report.py)."""
-    rows, part = None, problem
-    if kept is not None:
+    place, permutation, of_block = remembered[4:7]
+    rows, part, groups = None, problem, None
+    if permutation.numel():
+        rows = permutation[:kept]
+        groups = TokenGroups(of_block[: -(-len(rows) // BLOCK_N)], remembered[7].shape[0])
+    elif kept is not None:
         rows = kept_rows(problem, kept)
+    if rows is not None:
         part, statistics = problem.rows(rows), statistics.rows(rows)
         grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
-    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[5:]
+    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
     model = TailModel(
-        tile_classes, order, shape, shape_square, centre, spread,
+        tile_classes, shape.shape[0], order, shape, shape_square, centre, spread,
         *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
     )  # fmt: skip
     tiles = _view(remembered[:4], model.tiles, part.tokens)
-    target = part.target if order is None else remembered[4][: part.tokens]
+    target = part.target if order is None else place[: part.tokens]
     with on_device(problem.input.device):
         result, stats = steps.gradients(
-            part, statistics, tiles, model, target, grad_loss, grad_lse, needs, method, certified=certify
+            part,
+            statistics,
+            tiles,
+            model,
+            target,
+            grad_loss,
+            grad_lse,
+            needs,
+            method,
+            groups=groups,
+            certified=certify,
         )
         report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
     if rows is not None and result.input is not None:

@@ -17,26 +17,24 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import dense
-from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
-from kernels.linear_cross_entropy.products import add_product
 from kernels.linear_cross_entropy.tail.active_pairs import (
     Blocks,
     GatherOptions,
-    Pulls,
     gather_options,
     plan_blocks,
     scatter_input_gradient,
     write_logit_gradient,
     write_weight_gradient,
 )
-from kernels.linear_cross_entropy.tail.certificate import Certificate, certify
+from kernels.linear_cross_entropy.tail.certificate import Backward, Certificate
 from kernels.linear_cross_entropy.tail.elementwise import less_outer_product
-from kernels.linear_cross_entropy.tail.first_order import add_first_order
+from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
+from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
@@ -66,6 +64,7 @@ def gradients(
     method: TailMethod,
     options: GatherOptions | None = None,
     *,
+    groups: TokenGroups | None = None,
     certified: bool = False,
 ) -> tuple[Gradients, TailStats]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse), and what was done for them."""
@@ -75,10 +74,12 @@ def gradients(
     given = upstream(problem, statistics, grad_loss, grad_lse)
     routing = route(problem, statistics, tiles, model, target, given, method, rows)
     ends = HostCopy(routing.first_block)
-    accumulator, pulls = tail_products(problem, model, routing, given.loss, needs, method)
-    term = None
-    if certified and needs.input and method.tail and method.first_order:
-        term = first_order_term(problem, model, routing, method)
+    products = TailProducts(problem, model, groups, routing, method)
+    accumulator = products.input_gradient(given.loss) if needs.input else None
+    pulls = products.pulls(given.loss) if needs.weight or needs.bias else None
+    with_first_order = certified and needs.input and method.tail and method.first_order
+    term = products.first_order_term() if with_first_order else None
+    del products
     first_block = ends.wait()
     total, pairs = int(first_block[-1]), problem.tokens * model.tiles
     dense_path = method.choose and total * rows > method.dense_fraction * pairs
@@ -113,8 +114,8 @@ def gradients(
     result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats
-    certificate = certify(problem, statistics, tiles, model, routing, target, given.p_scale, term, result)
-    return result, replace(stats, certificate=certificate, upstream=float(given.p_scale.double().sum()))
+    backward = Backward(problem, statistics, tiles, model, groups, routing, target, given.p_scale, term, result)
+    return result, replace(stats, certificate=backward.certificate(), upstream=float(given.p_scale.double().sum()))
 
 
 def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:
@@ -123,52 +124,3 @@ def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator
         return None if accumulator is None else accumulator.to(problem.input.dtype)
     share = model.class_sum * (problem.label_smoothing / problem.vocab_size)
     return less_outer_product(accumulator, grad_loss, share, problem.input.dtype)
-
-
-def first_order_term(problem: Problem, model: TailModel, routing: Routing, method: TailMethod) -> Tensor:  # (N, D) fp32
-    """What add_first_order adds to dE, by itself."""
-    term = torch.zeros(problem.input.shape, dtype=torch.float32, device=problem.input.device)
-    token_mass = routing.tail.sum(dim=0, dtype=torch.float32)
-    add_first_order(problem, model, token_mass, routing.tail_mass, term, method.sampled_rows)
-    return term if routing.unit is None else term * routing.unit
-
-
-def tail_products(
-    problem: Problem, model: TailModel, routing: Routing, grad_loss: Tensor, needs: Needs, method: TailMethod
-) -> tuple[Tensor | None, Pulls | None]:
-    """dE (N, D) fp32 without its active pairs and the rank-one smoothing, and what the tail adds to dC and db."""
-    E, beta = problem.input, problem.label_smoothing
-    (N, D), V = E.shape, problem.vocab_size
-    flat_share = beta / V * model.tile_classes
-    rank_one = beta / V if problem.softcap == 0 else 0.0
-    accumulator = None
-    if needs.input:
-        accumulator = torch.empty((N, D), dtype=torch.float32, device=E.device)
-        if method.tail:
-            add_product(accumulator, routing.tail.t(), model.centre, first=True)
-            if method.first_order:
-                token_mass = routing.tail.sum(dim=0, dtype=torch.float32)
-                add_first_order(problem, model, token_mass, routing.tail_mass, accumulator, method.sampled_rows)
-        else:
-            accumulator.zero_()
-        if routing.flat_tail is not None:
-            assert model.flat_centre is not None
-            add_product(accumulator, routing.flat_tail.t(), model.flat_centre * -flat_share, first=False)
-        if routing.unit is not None:
-            accumulator *= routing.unit
-    if not (needs.weight or needs.bias):
-        return accumulator, None
-    unit = 1.0 if routing.unit is None else routing.unit
-    pull = torch.empty((model.tiles, D), dtype=torch.float32, device=E.device)
-    add_product(pull, routing.tail, E, first=True)
-    flat_pull, flat_mass = None, None
-    if routing.flat_tail is not None:
-        flat_pull = torch.empty_like(pull)
-        add_product(flat_pull, routing.flat_tail, E, first=True)
-        flat_pull *= unit * flat_share
-        flat_mass = routing.flat_tail.sum(dim=1, dtype=torch.float32) * (unit * flat_share)
-    if routing.unit is not None or not method.tail:
-        pull *= unit if method.tail else 0.0
-    mass = routing.tail_mass * (unit if method.tail else 0.0)
-    shift = column_sum(E, grad_loss) * rank_one if rank_one else torch.zeros(D, device=E.device)
-    return accumulator, Pulls(pull, shift, flat_pull, mass, grad_loss.sum() * rank_one, flat_mass)

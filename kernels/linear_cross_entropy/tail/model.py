@@ -35,10 +35,11 @@ class TailModel:
     """One shape a vocabulary tile; classes in the order that `order` gives (None: as they are)."""
 
     tile_classes: int  # classes of a tile; the last may have fewer
+    groups: int  # K, of tokens: each has its shapes and centres (groups.py)
     order: Tensor | None  # (V,) int64
-    shape: Tensor  # (V,) fp32
-    shape_square: Tensor  # (T,) fp32: sum of the squares of a tile's shape
-    centre: Tensor  # (T, D) in C's dtype
+    shape: Tensor  # (K, V) fp32
+    shape_square: Tensor  # (K, T) fp32: sum of the squares of a tile's shape
+    centre: Tensor  # (K, T, D) in C's dtype
     spread: Tensor  # (T,) fp32; once the forward is through, relative to their root mean square
     class_sum: Tensor | None  # (D,) fp32, with smoothing and without a softcap: sum of the rows of C
     flat_shape: Tensor | None  # (V,) fp32, with smoothing under a softcap: the shape of its part
@@ -46,7 +47,7 @@ class TailModel:
 
     @property
     def tiles(self) -> int:
-        return self.shape_square.shape[0]
+        return self.spread.shape[0]
 
 
 @triton.jit
@@ -132,6 +133,98 @@ def tail_model_kernel(  # noqa: PLR0915 - two passes over one tile
     tl.store(spread + tile, tl.sqrt(tl.maximum(variance, 1e-6 * total)))
 
 
+@triton.jit
+def grouped_model_kernel(
+    weight,  # (V, D)
+    bias,  # (V,), unused without HAS_BIAS
+    order,  # (V,) int64, unused without ORDERED
+    typical,  # (K, D) fp32: a token of each group
+    shape,  # (K, V) fp32, out
+    shape_square,  # (K, T) fp32, out
+    centre,  # (K, T, D), out
+    spread,  # (T,) fp32, out: the mean over the groups
+    sums,  # (T, D) fp32, out with SMOOTH
+    V,
+    D,
+    T,
+    K,
+    stride_weight,
+    HAS_BIAS: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ORDERED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # As tail_model_kernel, with both passes as products: a program owns one tile, all groups.
+    tile = tl.program_id(0)
+    places = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    inside = places < V
+    rows = places.to(tl.int64)
+    if ORDERED:
+        rows = tl.load(order + places, mask=inside, other=0)
+    local_d = tl.arange(0, BLOCK_D)
+    group = tl.arange(0, BLOCK_K)
+    logit = tl.zeros((BLOCK_V, BLOCK_K), tl.float32)
+    norm = tl.zeros((BLOCK_V,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        cols = d + local_d
+        mask = inside[:, None] & (cols < D)[None, :]
+        c = tl.load(weight + rows[:, None] * stride_weight + cols[None, :], mask=mask, other=0.0)
+        in_group = (cols < D)[:, None] & (group < K)[None, :]
+        token = tl.load(typical + group[None, :].to(tl.int64) * D + cols[:, None], mask=in_group, other=0.0)
+        # Rounded to C's dtype a token would shift logits by 2^-9 of themselves: what is left over goes in as well.
+        high = token.to(c.dtype)
+        low = (token - high.to(tl.float32)).to(c.dtype)
+        logit = tl.dot(c, high, logit, input_precision="ieee")
+        logit = tl.dot(c, low, logit, input_precision="ieee")
+        wide = c.to(tl.float32)
+        norm += tl.sum(wide * wide, axis=1)
+    if HAS_BIAS:
+        logit += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)[:, None]
+    logit = tl.where(inside[:, None], logit, float("-inf"))
+    top = tl.max(logit, axis=0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    q = tl.exp(logit - top[None, :])
+    q_sum = tl.sum(q, axis=0)
+    q = q / tl.where(q_sum > 0.0, q_sum, 1.0)[None, :]
+    wide_group = group.to(tl.int64)
+    tl.store(shape + wide_group[None, :] * V + places[:, None], q, mask=inside[:, None] & (group < K)[None, :])
+    tl.store(shape_square + group * T + tile, tl.sum(q * q, axis=0), mask=group < K)
+    weights = tl.trans(q).to(weight.dtype.element_ty)
+    centre_square = tl.zeros((BLOCK_K,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        cols = d + local_d
+        mask = inside[:, None] & (cols < D)[None, :]
+        c = tl.load(weight + rows[:, None] * stride_weight + cols[None, :], mask=mask, other=0.0)
+        mean_row = tl.dot(weights, c, input_precision="ieee")
+        centre_square += tl.sum(mean_row * mean_row, axis=1)
+        out = (wide_group * T + tile)[:, None] * D + cols[None, :]
+        tl.store(centre + out, mean_row.to(centre.dtype.element_ty), mask=(group < K)[:, None] & (cols < D)[None, :])
+        if SMOOTH:
+            tl.store(sums + tile.to(tl.int64) * D + cols, tl.sum(c.to(tl.float32), axis=0), mask=cols < D)
+    total = tl.sum(q * norm[:, None], axis=0)
+    variance = tl.maximum(total - centre_square, 1e-6 * total)
+    tl.store(spread + tile, tl.sum(tl.where(group < K, tl.sqrt(variance), 0.0), axis=0) / K)
+
+
+def grouped_model(problem: Problem, typical: Tensor, order: Tensor | None, tile_classes: int) -> TailModel:
+    """The model of every tile and group, without a softcap. typical (K, D) fp32: a token of each group."""
+    C, groups = problem.weight, len(typical)
+    (V, D), T = C.shape, triton.cdiv(problem.vocab_size, tile_classes)
+    new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=C.device)  # noqa: E731
+    smooth = problem.label_smoothing > 0
+    sums = new(T, D) if smooth else None
+    shape, shape_square, centre, spread = new(groups, V), new(groups, T), new(groups, T, D, dtype=C.dtype), new(T)
+    grouped_model_kernel[(T,)](
+        C, problem.bias, order, typical, shape, shape_square, centre, spread, sums, V, D, T, groups, C.stride(0),
+        HAS_BIAS=problem.bias is not None, SMOOTH=smooth, ORDERED=order is not None,
+        BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, BLOCK_K=max(16, triton.next_power_of_2(groups)), num_warps=8,
+    )  # fmt: skip
+    class_sum = None if sums is None else sums.sum(dim=0)
+    return TailModel(tile_classes, groups, order, shape, shape_square, centre, spread, class_sum, None, None)
+
+
 def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classes: int) -> TailModel:
     """The model of every tile. mean (D,) fp32: the average token; order (V,) int64 or None."""
     C = problem.weight
@@ -141,7 +234,7 @@ def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classe
     sums = new(T, D) if smooth and not has_softcap else None
     flat_shape = new(V) if smooth and has_softcap else None
     flat_centre = new(T, D, dtype=C.dtype) if smooth and has_softcap else None
-    shape, shape_square, centre, spread = new(V), new(T), new(T, D, dtype=C.dtype), new(T)
+    shape, shape_square, centre, spread = new(1, V), new(1, T), new(1, T, D, dtype=C.dtype), new(T)
     tail_model_kernel[(T,)](
         C, problem.bias, order, mean, shape, shape_square, centre, spread, sums, flat_shape, flat_centre,
         V, D, C.stride(0), problem.softcap,
@@ -149,7 +242,7 @@ def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classe
         BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     class_sum = None if sums is None else sums.sum(dim=0)
-    return TailModel(tile_classes, order, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre)
+    return TailModel(tile_classes, 1, order, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre)
 
 
 @triton.jit(do_not_specialize=["N", "V", "ignore_index"])

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.linear_cross_entropy.config import GROUP_BLOCK as BLOCK_N
 from kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
 
-OPERANDS = "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? order"
+OPERANDS = "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? order, Tensor? centres"
 SETTINGS = (
     "float label_smoothing, int ignore_index, float softcap, bool pack, int tile_classes, "
     "float tolerance, bool choose, bool tail, bool first_order, bool certify"
 )
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
 KEPT = (
-    "tile_lse", "residual", "mass_slope", "mean_slope", "position",
+    "tile_lse", "residual", "mass_slope", "mean_slope", "position", "permutation", "of_block",
     "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
 )  # fmt: skip
 
@@ -40,6 +41,7 @@ def tail_forward(
     bias: Tensor | None,  # (V,)
     target: Tensor,  # (N,)
     order: Tensor | None,  # (V,)
+    centres: Tensor | None,  # (K, D) fp32
     report: Tensor,  # fp64 on the host, for the backward to fill; of no elements where nobody asks
     label_smoothing: float,
     ignore_index: int,
@@ -57,7 +59,7 @@ def tail_forward(
 
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     with torch.autocast(input.device.type, enabled=False):
-        statistics, kept, remembered = forward.remember(problem, pack, order, tile_classes)
+        statistics, kept, remembered = forward.remember(problem, pack, order, centres, tile_classes)
     return *statistics.tensors(), torch.tensor(-1 if kept is None else kept), *remembered
 
 
@@ -68,6 +70,7 @@ def _(
     bias: Tensor | None,
     target: Tensor,
     order: Tensor | None,
+    centres: Tensor | None,
     report: Tensor,
     label_smoothing: float,
     ignore_index: int,
@@ -78,6 +81,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     (N, D), V = input.shape, weight.shape[0]
     T = (V + tile_classes - 1) // tile_classes
+    K = 1 if centres is None else centres.shape[0]
     capped, smooth = softcap > 0, label_smoothing > 0
 
     def wide(*shape: int) -> Tensor:
@@ -94,9 +98,11 @@ def _(
         half(capped),
         half(capped and smooth),
         input.new_empty(0 if order is None else N, dtype=torch.int64),
-        wide(V),
-        wide(T),
-        input.new_empty((T, D)),
+        input.new_empty(0 if centres is None else N, dtype=torch.int64),
+        input.new_empty(0 if centres is None else (N + BLOCK_N - 1) // BLOCK_N, dtype=torch.int32),
+        wide(K, V),
+        wide(K, T),
+        input.new_empty((K, T, D)),
         wide(T),
         wide(D if smooth and not capped else 0),
         wide(V if smooth and capped else 0),
@@ -119,6 +125,7 @@ def tail_backward(
     bias: Tensor | None,
     target: Tensor,
     order: Tensor | None,
+    centres: Tensor | None,
     lse: Tensor,
     nll: Tensor,
     maximum: Tensor,
@@ -129,6 +136,8 @@ def tail_backward(
     mass_slope: Tensor,
     mean_slope: Tensor,
     position: Tensor,
+    permutation: Tensor,
+    of_block: Tensor,
     shape: Tensor,
     shape_square: Tensor,
     centre: Tensor,
@@ -156,7 +165,7 @@ def tail_backward(
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     statistics = Statistics(nll, lse, nll, maximum, total)  # the loss itself is not read
     remembered = (
-        tile_lse, residual, mass_slope, mean_slope, position,
+        tile_lse, residual, mass_slope, mean_slope, position, permutation, of_block,
         shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
     )  # fmt: skip
     method = TailMethod(tolerance, tail, first_order, choose=choose)
@@ -179,21 +188,21 @@ def _(grad_loss: Tensor, grad_lse: Tensor, input: Tensor, weight: Tensor, *rest:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    operands, report, settings = inputs[:5], inputs[5], inputs[6:]
+    operands, report, settings = inputs[:6], inputs[6], inputs[7:]
     ctx.save_for_backward(*operands, *output[1:])
     ctx.settings, ctx.report = settings, report
 
 
 def _backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:10]
+    *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:11]
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], operands[2] is not None and ctx.needs_input_grad[2])
     *gradients, report = tail_backward(
         grad_loss.contiguous(), grad_lse.contiguous(), *operands, lse, nll, maximum, total, kept,
-        *ctx.saved_tensors[10:], *ctx.settings, *needs,
+        *ctx.saved_tensors[11:], *ctx.settings, *needs,
     )  # fmt: skip
     if ctx.report.numel():
         ctx.report.copy_(report)
-    none_of_settings = (None,) * (3 + len(ctx.settings))
+    none_of_settings = (None,) * (4 + len(ctx.settings))
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings
 
 

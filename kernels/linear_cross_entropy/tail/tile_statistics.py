@@ -20,6 +20,7 @@ from kernels.linear_cross_entropy.config import Tile, multiprocessors, vocabular
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
+from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 
 PACKED_BYTES = 32 * 2**20  # of ordered rows of C at a time: they stay in L2, and no longer launch is faster
@@ -36,47 +37,55 @@ class TileStatistics:
     mean_slope: Tensor | None  # bf16, under a softcap with smoothing
 
 
-@triton.jit(do_not_specialize=["N", "first_tile", "tiles_per_group", "ignore_index"])
+@triton.jit(do_not_specialize=["N", "first_tile", "tiles_per_part", "ignore_index"])
 def tile_statistics_kernel(  # noqa: PLR0915 - all that one tile is asked while it is in registers
     input,  # (N, D)
     weight,  # (V, D): the slice's rows, in order
     bias,  # (V,) of the slice, unused without HAS_BIAS
     target,  # (N,) int64: position in the slice's order, counted from its first class
-    shape,  # (V,) fp32 of the slice
-    shape_square,  # (T,) fp32 of the slice
+    shape,  # (K, V of the head) fp32, from the slice's first class on
+    shape_square,  # (K, T of the head) fp32, likewise
+    group,  # (blocks,) int32: the tokens' group, unused without GROUPED
     tile_lse,  # (T, N) fp32, out: of the slice, as are the following
     residual,  # (T, N) bf16, out
     mass_slope,  # (T, N) bf16, out with SOFTCAP
     mean_slope,  # (T, N) bf16, out with SOFTCAP and SMOOTH
-    logit_sums,  # (groups, N) fp32, out with SOFTCAP and SMOOTH: sum of the group's softcapped logits
+    logit_sums,  # (parts, N) fp32, out with SOFTCAP and SMOOTH: sum of the part's softcapped logits
     target_logit,  # (N,) fp32, out: untouched where the target is not in the slice
     N,
     V,
     D,
     stride_input,
     stride_weight,
+    stride_shape,
+    stride_square,
     first_class,
-    tiles_per_group,
+    tiles_per_part,
     ignore_index,
     softcap,
     one,  # 1.0
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SMOOTH: tl.constexpr,
+    GROUPED: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # A program owns one block of tokens and one group of consecutive vocabulary tiles, as in forward.py.
+    # A program owns one block of tokens and a range of consecutive vocabulary tiles, as in forward.py.
     token_blocks = tl.cdiv(N, BLOCK_N)
     row = (tl.program_id(0) % token_blocks) * BLOCK_N
-    group = tl.program_id(0) // token_blocks
-    first = group * tiles_per_group
-    last = tl.minimum(first + tiles_per_group, tl.cdiv(V, BLOCK_V))
+    part = tl.program_id(0) // token_blocks
+    first = part * tiles_per_part
+    last = tl.minimum(first + tiles_per_part, tl.cdiv(V, BLOCK_V))
 
     rows = row + tl.arange(0, BLOCK_N)
     in_batch = rows < N
+    if GROUPED:
+        tokens = tl.load(group + row // BLOCK_N).to(tl.int64)
+        shape += tokens * stride_shape
+        shape_square += tokens * stride_square
     y = tl.load(target + rows, mask=in_batch, other=ignore_index)
     y_position = (y - first_class).to(tl.int32)
     local = tl.arange(0, BLOCK_V)
@@ -132,7 +141,7 @@ def tile_statistics_kernel(  # noqa: PLR0915 - all that one tile is asked while 
         tl.store(residual + place, (tl.sqrt(distance) * 1.004).to(tl.bfloat16), mask=in_batch)
 
     if SOFTCAP and SMOOTH:
-        tl.store(logit_sums + group * N + rows, logit_sum, mask=in_batch)
+        tl.store(logit_sums + part * N + rows, logit_sum, mask=in_batch)
     mine = (y_position >= first * BLOCK_V) & (y_position < tl.minimum(last * BLOCK_V, V))
     tl.store(target_logit + rows, y_logit, mask=in_batch & mine)
 
@@ -219,6 +228,7 @@ def tile_statistics(
     target: Tensor,  # (N,) int64: positions in the model's order
     tile: Tile,
     found: TileStatistics,  # out
+    groups: TokenGroups | None = None,  # of the model, None for one
     packed_bytes: int = PACKED_BYTES,
 ) -> Statistics:
     """Loss, lse and nll of every token, and every tile's part in them. `tile.block_v` is the model's tile."""
@@ -237,29 +247,31 @@ def tile_statistics(
     for first in range(0, T, tiles_per_launch):
         last = min(first + tiles_per_launch, T)
         classes = slice(first * tile.block_v, min(last * tile.block_v, V))
-        part, bias = C[classes], None if problem.bias is None else problem.bias[classes]
+        weight, bias = C[classes], None if problem.bias is None else problem.bias[classes]
         if model.order is not None:
             rows = model.order[classes]
-            part = torch.index_select(C, 0, rows, out=packed[: len(rows)])
+            weight = torch.index_select(C, 0, rows, out=packed[: len(rows)])
             bias = None if problem.bias is None else problem.bias[rows]
         tiles = last - first
-        groups = vocabulary_groups(token_blocks, tiles, multiprocessors(E.device), tiles)
-        tiles_per_group = triton.cdiv(tiles, groups)
-        groups = triton.cdiv(tiles, tiles_per_group)
-        logit_sums = new(groups, N) if has_softcap and smooth else None
+        parts = vocabulary_groups(token_blocks, tiles, multiprocessors(E.device), tiles)
+        tiles_per_part = triton.cdiv(tiles, parts)
+        parts = triton.cdiv(tiles, tiles_per_part)
+        logit_sums = new(parts, N) if has_softcap and smooth else None
         if logit_sums is not None:
             sums.append(logit_sums)
-        tile_statistics_kernel[(token_blocks * groups,)](
+        tile_statistics_kernel[(token_blocks * parts,)](
             row_major(E, (tile.block_n, tile.block_d), tile.tma),
-            row_major(part, (tile.block_v, tile.block_d), tile.tma),
-            bias, target, model.shape[classes], model.shape_square[first:last],
+            row_major(weight, (tile.block_v, tile.block_d), tile.tma),
+            bias, target, model.shape[:, classes], model.shape_square[:, first:last],
+            None if groups is None else groups.of_block,
             found.lse[first:last], found.residual[first:last],
             None if found.mass_slope is None else found.mass_slope[first:last],
             None if found.mean_slope is None else found.mean_slope[first:last],
             logit_sums, target_logit,
-            N, classes.stop - classes.start, D, E.stride(0), part.stride(0), classes.start, tiles_per_group,
+            N, classes.stop - classes.start, D, E.stride(0), weight.stride(0),
+            model.shape.stride(0), model.shape_square.stride(0), classes.start, tiles_per_part,
             problem.ignore_index, problem.softcap, 1.0,
-            HAS_BIAS=bias is not None, SOFTCAP=has_softcap, SMOOTH=smooth, TMA=tile.tma,
+            HAS_BIAS=bias is not None, SOFTCAP=has_softcap, SMOOTH=smooth, GROUPED=groups is not None, TMA=tile.tma,
             **tile.blocks, **tile.options,
         )  # fmt: skip
     logit_mean = None
