@@ -86,8 +86,8 @@ def linear_cross_entropy(
             paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It is faster and
             loses what it skips; smoothing is exact whichever is chosen.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
-            beside the rounding of their dtype. None means half a unit in the last place of it, bf16 0.002, fp16
-            0.00024, about what torch's own roundings add up to. Smaller is slower.
+            beside the rounding of their dtype. None means a quarter of a unit in the last place: 0.002
+            in bf16, 0.00024 in fp16, a little less than what torch's own roundings add up to. Smaller is slower.
         vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
             neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module
             keeps one.

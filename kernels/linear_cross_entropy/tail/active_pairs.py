@@ -55,7 +55,7 @@ class Blocks:
 
     tokens: Tensor  # (blocks * ROWS,) int32, -1 in padding
     tile_of_block: Tensor  # (blocks,) int32: counted over the whole vocabulary
-    first_block: Tensor  # (T + 1,) int32: where the blocks of every tile of the vocabulary begin
+    first_block: Tensor  # (T + 2,) int32: where the blocks of every tile of the vocabulary begin
     done: int  # blocks before these
     first_tile: int
     tiles: int
@@ -178,7 +178,7 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     input,  # (N, D)
     order,  # (V,) int64, unused without ORDERED
     tokens,  # (blocks * ROWS,) int32
-    first_block,  # (T + 1,) int32
+    first_block,  # (T + 2,) int32
     shape,  # (K, V) fp32
     pulls,  # (T, K, D) fp32: S
     shift,  # (D,) fp32: share

@@ -70,7 +70,7 @@ def remember(
         assert rows is not None
         permutation[: part.tokens], of_block[: len(groups.of_block)] = rows, groups.of_block
     optional = (model.class_sum, model.flat_shape, model.flat_centre)
-    of_model = (model.shape, model.shape_square, model.centre, model.spread)
+    of_model = (model.typical, model.shape, model.shape_square, model.centre, model.spread)
     kept_part = None if part.tokens == N else part.tokens
     return statistics, kept_part, (
         *room, place, permutation, of_block, *of_model,
@@ -103,9 +103,9 @@ def gradients(
     if rows is not None:
         part, statistics = problem.rows(rows), statistics.rows(rows)
         grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
-    shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
+    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
     model = TailModel(
-        tile_classes, shape.shape[0], order, shape, shape_square, centre, spread,
+        tile_classes, typical, order, shape, shape_square, centre, spread,
         *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
     )  # fmt: skip
     tiles = _view(remembered[:4], model.tiles, part.tokens)

@@ -47,8 +47,8 @@ class TailStats:
 
     dense: bool
     padded_fraction: float  # of all pairs: active, lists rounded up to blocks
+    modelled_mass: float  # share of the probability, weighted by |g + l|, in inactive pairs
     routing: Routing
-    upstream: float = float("nan")  # sum of g + l; this and what follows with a certificate alone
     certificate: Certificate | None = None
 
 
@@ -80,10 +80,12 @@ def gradients(
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
     del products
-    first_block = ends.wait()
+    *_, share = (first_block := ends.wait()).tolist()
+    first_block = first_block[:-1]
     total, pairs = int(first_block[-1]), problem.tokens * model.tiles
-    dense_path = method.choose and total * rows > method.dense_fraction * pairs
-    stats = TailStats(dense_path, total * rows / pairs, routing)
+    too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
+    dense_path = method.choose and too_many
+    stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
     if dense_path:
         del accumulator, pulls
         return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
@@ -115,7 +117,7 @@ def gradients(
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats
     backward = Backward(problem, statistics, tiles, model, groups, routing, target, given.p_scale, term, result)
-    return result, replace(stats, certificate=backward.certificate(), upstream=float(given.p_scale.double().sum()))
+    return result, replace(stats, certificate=backward.certificate())
 
 
 def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:

@@ -121,6 +121,7 @@ def grouped_pull_kernel(
     first_block,  # (K + 1,) int32
     pull,  # (T, K, D) fp32, out
     mass,  # (T, K) fp32, out
+    weight,  # (T, K) fp32, out
     N,
     T,
     D,
@@ -138,7 +139,8 @@ def grouped_pull_kernel(
     tiles = ((index // K) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     cols = column * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
-    weight = tl.zeros((BLOCK_T,), tl.float32)
+    sums = tl.zeros((BLOCK_T,), tl.float32)
+    weights = tl.zeros((BLOCK_T,), tl.float32)
     for block in range(tl.load(first_block + group), tl.load(first_block + group + 1)):
         rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
         m = tl.load(
@@ -147,11 +149,14 @@ def grouped_pull_kernel(
         e = tl.load(input + rows.to(tl.int64)[:, None] * stride_input + cols[None, :],
                     mask=(rows < N)[:, None] & (cols < D)[None, :], other=0.0)  # fmt: skip
         total = tl.dot(m, e, total, input_precision="ieee")
-        weight += tl.sum(m.to(tl.float32), axis=1)
+        wide = m.to(tl.float32)
+        sums += tl.sum(wide, axis=1)
+        weights += tl.sum(tl.abs(wide), axis=1)
     place = tiles * K + group
     tl.store(pull + place[:, None] * D + cols[None, :], total, mask=(tiles < T)[:, None] & (cols < D)[None, :])
     if column == 0:
-        tl.store(mass + place, weight, mask=tiles < T)
+        tl.store(mass + place, sums, mask=tiles < T)
+        tl.store(weight + place, weights, mask=tiles < T)
 
 
 def grouped_input(tail: Tensor, centre: Tensor, groups: TokenGroups) -> Tensor:  # (N, D) fp32
@@ -165,13 +170,13 @@ def grouped_input(tail: Tensor, centre: Tensor, groups: TokenGroups) -> Tensor: 
     return accumulator
 
 
-def grouped_pull(tail: Tensor, input: Tensor, groups: TokenGroups) -> tuple[Tensor, Tensor]:
-    """Of every tile and group, tail (T, N) times input (N, D): (T, K, D) fp32; and the tail's sum: (T, K) fp32."""
+def grouped_pull(tail: Tensor, input: Tensor, groups: TokenGroups) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every tile and group: tail (T, N) times input (N, D), (T, K, D); the sum of tail and of its absolute values."""
     (T, N), D, K = tail.shape, input.shape[1], groups.count
     pull = torch.empty(T, K, D, dtype=torch.float32, device=tail.device)
-    mass = torch.empty(T, K, dtype=torch.float32, device=tail.device)
+    mass, weight = (torch.empty(T, K, dtype=torch.float32, device=tail.device) for _ in range(2))
     grouped_pull_kernel[(triton.cdiv(T, 128) * K * triton.cdiv(D, 128),)](
-        tail, input, groups.first_block(), pull, mass, N, T, D, K, input.stride(0),
+        tail, input, groups.first_block(), pull, mass, weight, N, T, D, K, input.stride(0),
         BLOCK_N=BLOCK_N, BLOCK_D=128, BLOCK_T=128, num_warps=8, num_stages=2,
     )  # fmt: skip
-    return pull, mass
+    return pull, mass, weight

@@ -35,7 +35,7 @@ class TailModel:
     """One shape a vocabulary tile; classes in the order that `order` gives (None: as they are)."""
 
     tile_classes: int  # classes of a tile; the last may have fewer
-    groups: int  # K, of tokens: each has its shapes and centres (groups.py)
+    typical: Tensor  # (K, D) fp32: the token that each group's shapes are of (groups.py; K is 1 without groups)
     order: Tensor | None  # (V,) int64
     shape: Tensor  # (K, V) fp32
     shape_square: Tensor  # (K, T) fp32: sum of the squares of a tile's shape
@@ -44,6 +44,11 @@ class TailModel:
     class_sum: Tensor | None  # (D,) fp32, with smoothing and without a softcap: sum of the rows of C
     flat_shape: Tensor | None  # (V,) fp32, with smoothing under a softcap: the shape of its part
     flat_centre: Tensor | None  # (T, D) in C's dtype, likewise
+
+    @property
+    def groups(self) -> int:
+        """K."""
+        return self.typical.shape[0]
 
     @property
     def tiles(self) -> int:
@@ -222,7 +227,7 @@ def grouped_model(problem: Problem, typical: Tensor, order: Tensor | None, tile_
         BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, BLOCK_K=max(16, triton.next_power_of_2(groups)), num_warps=8,
     )  # fmt: skip
     class_sum = None if sums is None else sums.sum(dim=0)
-    return TailModel(tile_classes, groups, order, shape, shape_square, centre, spread, class_sum, None, None)
+    return TailModel(tile_classes, typical, order, shape, shape_square, centre, spread, class_sum, None, None)
 
 
 def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classes: int) -> TailModel:
@@ -242,7 +247,9 @@ def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classe
         BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     class_sum = None if sums is None else sums.sum(dim=0)
-    return TailModel(tile_classes, 1, order, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre)
+    return TailModel(
+        tile_classes, mean[None], order, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre
+    )
 
 
 @triton.jit(do_not_specialize=["N", "V", "ignore_index"])

@@ -25,7 +25,7 @@ SETTINGS = (
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
 KEPT = (
     "tile_lse", "residual", "mass_slope", "mean_slope", "position", "permutation", "of_block",
-    "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
+    "typical", "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
 )  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def _(
         input.new_empty(0 if order is None else N, dtype=torch.int64),
         input.new_empty(0 if centres is None else N, dtype=torch.int64),
         input.new_empty(0 if centres is None else (N + BLOCK_N - 1) // BLOCK_N, dtype=torch.int32),
+        wide(K, D),
         wide(K, V),
         wide(K, T),
         input.new_empty((K, T, D)),
@@ -138,6 +139,7 @@ def tail_backward(
     position: Tensor,
     permutation: Tensor,
     of_block: Tensor,
+    typical: Tensor,
     shape: Tensor,
     shape_square: Tensor,
     centre: Tensor,
@@ -166,7 +168,7 @@ def tail_backward(
     statistics = Statistics(nll, lse, nll, maximum, total)  # the loss itself is not read
     remembered = (
         tile_lse, residual, mass_slope, mean_slope, position, permutation, of_block,
-        shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
+        typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
     )  # fmt: skip
     method = TailMethod(tolerance, tail, first_order, choose=choose)
     rows = None if int(kept) < 0 else int(kept)

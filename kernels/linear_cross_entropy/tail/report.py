@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kernels.linear_cross_entropy.tail.gradients import TailStats
 
 FIELDS = (
-    "dense", "active_fraction", "padded_fraction", "inactive_mass", "expected_input_error", "expected_weight_error",
+    "dense", "active_fraction", "padded_fraction", "modelled_mass", "expected_input_error", "expected_weight_error",
     "input_bound", "weight_estimate", "arithmetic_error",
 )  # fmt: skip
 REPORT_LENGTH = len(FIELDS)
@@ -21,7 +21,8 @@ class GradientStats:
     """Filled in by the backward; every number is nan before, and those of modelling after the dense path.
 
     path: "corrected", "dense" or "not run". Fractions are of all (token, vocabulary tile) pairs: computed, and with
-    lists rounded up to blocks. inactive_mass: of the probability, in modelled pairs. Errors are relative to the norm of
+    lists rounded up to blocks. modelled_mass: of the probability, in pairs
+    that are not computed. Errors are relative to the norm of
     the gradient and of the method alone: expected_* is what the routing counted on, input_bound an upper bound for dE
     that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what rounding adds to dE.
     """
@@ -52,9 +53,9 @@ def make_report(stats: "TailStats") -> Tensor:  # (REPORT_LENGTH,) fp64
     routing, found = stats.routing, stats.certificate
     T, N = routing.tail.shape
     numbers = [float(stats.dense), int(routing.counts.sum()) / (T * N), stats.padded_fraction]
+    numbers.append(stats.modelled_mass)
     if not stats.dense:
-        mass = float(routing.tail_mass.sum()) * (1.0 if routing.unit is None else float(routing.unit))
-        numbers += [mass / stats.upstream, *routing.expected_errors.tolist()]
+        numbers += routing.expected_errors.tolist()
         if found is not None:
             numbers += [found.input_bound, found.weight_estimate, found.arithmetic_error]
     return torch.tensor(numbers + [float("nan")] * (REPORT_LENGTH - len(numbers)), dtype=torch.float64)

@@ -32,6 +32,7 @@ from kernels.linear_cross_entropy.tail.upstream import (
     INPUT_ERROR,
     LARGEST,
     ONE_HOT,
+    P_SCALE,
     UPSTREAM,
     WEIGHT_ERROR,
     Upstream,
@@ -48,10 +49,11 @@ class Routing:
     totals: Tensor  # (TOTALS,) fp32: the places above
     threshold: Tensor  # (T,) fp32: pairs whose a_nt exceeds their tile's are active
     counts: Tensor  # (T,) int32: active pairs of a tile
-    first_block: Tensor  # (T + 1,) int32: where its blocks begin
+    first_block: Tensor  # (T + 2,) int32: where its blocks begin; and the modelled share of the mass, in millionths
     tail: Tensor  # (T, N) in E's dtype: (g + l) m / unit of inactive pairs, 0 of active ones
     flat_tail: Tensor | None  # (T, N), likewise: g * mean slope / unit, under a softcap with smoothing
     tail_mass: Tensor  # (T,) fp32: its sum over the tokens
+    tail_weight: Tensor  # (T,) fp32: the sum of its absolute values, for upstream gradients may have both signs
 
     @property
     def expected_errors(self) -> Tensor:
@@ -167,6 +169,7 @@ def route_kernel(
     tail,  # (T, N), out
     flat_tail,  # (T, N), out with FLAT
     tail_mass,  # (T,) fp32, out
+    tail_weight,  # (T,) fp32, out
     N,
     tile_classes,
     cold,  # COLD / classes of a tile
@@ -190,6 +193,7 @@ def route_kernel(
         unit = 1.0 / tl.load(totals + LARGEST)
     count = tl.zeros((BLOCK,), tl.int32)
     mass = tl.zeros((BLOCK,), tl.float32)
+    weight = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         mask = rows < N
@@ -199,6 +203,7 @@ def route_kernel(
         modelled = tl.where(active, 0.0, weighted * unit)
         tl.store(tail + place, modelled.to(tail.dtype.element_ty), mask=mask)
         mass += modelled
+        weight += tl.abs(modelled)
         if FLAT:
             loss = tl.load(g + rows, mask=mask, other=0.0)
             slope = tl.load(mean_slope + place, mask=mask, other=0.0).to(tl.float32)
@@ -207,6 +212,7 @@ def route_kernel(
         count += active.to(tl.int32)
     tl.store(counts + tile, tl.sum(count, axis=0))
     tl.store(tail_mass + tile, tl.sum(mass, axis=0))
+    tl.store(tail_weight + tile, tl.sum(weight, axis=0))
 
 
 @triton.jit
@@ -219,15 +225,24 @@ def is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes):
 
 
 @triton.jit(do_not_specialize=["T"])
-def first_block_kernel(counts, first_block, T, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    # One program: first_block_t = sum over earlier tiles of ceil(counts / ROWS), T + 1 of them.
+def first_block_kernel(
+    counts, tail_weight, totals, first_block, T, ROWS: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr
+):
+    # One program: first_block_t = sum over earlier tiles of ceil(counts / ROWS), T + 1 of them; and the modelled share.
     done = tl.zeros((), tl.int32)
+    weight = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, T, BLOCK):
         tiles = first + tl.arange(0, BLOCK)
         blocks = (tl.load(counts + tiles, mask=tiles < T, other=0) + (ROWS - 1)) // ROWS
         tl.store(first_block + tiles + 1, done + tl.cumsum(blocks, axis=0), mask=tiles < T)
         done += tl.sum(blocks, axis=0)
+        weight += tl.load(tail_weight + tiles, mask=tiles < T, other=0.0)
     tl.store(first_block, 0)
+    modelled = tl.sum(weight, axis=0)
+    if SCALED:
+        modelled *= tl.load(totals + LARGEST)
+    whole = tl.load(totals + P_SCALE)
+    tl.store(first_block + T + 1, (modelled / whole * 1e6).to(tl.int32))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -239,7 +254,7 @@ def list_kernel(
     lse,  # (N,) fp32
     target,  # (N,) int64: positions in the vocabulary order
     threshold,  # (T,) fp32
-    first_block,  # (T + 1,) int32
+    first_block,  # (T + 2,) int32
     tokens,  # (blocks * ROWS,) int32, out: of every tile's active pairs, ascending; -1 in padding
     tile_of_block,  # (blocks,) int32, out
     N,
@@ -286,26 +301,37 @@ def route(
     has_softcap, smooth = problem.softcap > 0, problem.label_smoothing > 0
     device, dtype = tiles.lse.device, problem.input.dtype
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
-    left, tile_mass, tail_mass = new(T, 3, BINS), new(T), new(T)
+    left, tile_mass, tail_mass, tail_weight = new(T, 3, BINS), new(T), new(T), new(T)
     histogram_kernel[(T,)](
         tiles.lse, tiles.residual, tiles.mass_slope, model.spread, given.p_scale, statistics.lse, given.totals,
         left, tile_mass, N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     choose_kernel[(1,)](left.sum(dim=0), given.totals, method.tolerance, method.coherence, BINS=BINS, num_warps=1)
     threshold = new(T) if method.threshold is None else torch.full((T,), method.threshold, device=device)
-    counts, first_block = (torch.empty(n, dtype=torch.int32, device=device) for n in (T, T + 1))
+    counts, first_block = (torch.empty(n, dtype=torch.int32, device=device) for n in (T, T + 2))
     tail = torch.empty(T, N, dtype=dtype, device=device)
     flat_tail = torch.empty(T, N, dtype=dtype, device=device) if has_softcap and smooth else None
     route_kernel[(T,)](
         tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.spread, tile_mass,
         given.loss, given.p_scale, statistics.lse, target, given.totals, threshold, counts, tail, flat_tail, tail_mass,
+        tail_weight,
         N, model.tile_classes, method.cold / model.tile_classes,
         method.cold * problem.label_smoothing / problem.vocab_size,
         SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=dtype == torch.float16,
         GIVEN=method.threshold is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    first_block_kernel[(1,)](counts, first_block, T, ROWS=block_rows, BLOCK=BLOCK, num_warps=4)
-    return Routing(given.totals, threshold, counts, first_block, tail, flat_tail, tail_mass)
+    first_block_kernel[(1,)](
+        counts,
+        tail_weight,
+        given.totals,
+        first_block,
+        T,
+        SCALED=dtype == torch.float16,
+        ROWS=block_rows,
+        BLOCK=BLOCK,
+        num_warps=4,
+    )
+    return Routing(given.totals, threshold, counts, first_block, tail, flat_tail, tail_mass, tail_weight)
 
 
 def list_pairs(

@@ -26,9 +26,10 @@ class TailProducts:
         if groups is None:
             pull = torch.empty((model.tiles, problem.hidden_size), dtype=torch.float32, device=E.device)
             add_product(pull, tail, E, first=True)
-            self._pull, self._mass = pull[:, None], routing.tail_mass[:, None]  # (T, K, D), (T, K)
+            self._pull = pull[:, None]  # (T, K, D)
+            self._mass, self._weight = routing.tail_mass[:, None], routing.tail_weight[:, None]  # (T, K)
         else:
-            self._pull, self._mass = grouped_pull(tail, E, groups)
+            self._pull, self._mass, self._weight = grouped_pull(tail, E, groups)
 
     def input_gradient(self, grad_loss: Tensor) -> Tensor:  # (N, D) fp32
         """dE without its active pairs, and without smoothing where that is of rank one. grad_loss (N,)."""
@@ -80,10 +81,8 @@ class TailProducts:
         return self._problem.label_smoothing / self._problem.vocab_size * self._model.tile_classes
 
     def _add_first_order(self, accumulator: Tensor) -> None:
-        group_mass = self._mass.sum(dim=0)  # (K,)
-        mean = self._pull.sum(dim=0) / torch.where(group_mass == 0, 1.0, group_mass)[:, None]  # (K, D)
         token_mass = self._routing.tail.sum(dim=0, dtype=torch.float32)
         add_first_order(
-            self._problem, self._model, token_mass, self._mass, mean, self._groups, accumulator,
+            self._problem, self._model, token_mass, self._weight, self._groups, accumulator,
             self._method.sampled_rows,
         )  # fmt: skip

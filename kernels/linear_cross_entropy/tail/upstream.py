@@ -14,7 +14,8 @@ BLOCK = 4096  # tokens a step
 # Places in `totals`, one vector of fp32 numbers about the whole batch
 LARGEST, ONE_HOT, UPSTREAM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BOUND, INPUT_ERROR, WEIGHT_ERROR = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-TOTALS = 6
+P_SCALE = tl.constexpr(6)
+TOTALS = 7
 
 
 @triton.jit(do_not_specialize=["N", "V", "ignore_index"])
@@ -35,6 +36,7 @@ def upstream_kernel(
     largest = tl.zeros((BLOCK,), tl.float32)
     one_hot = tl.zeros((BLOCK,), tl.float32)
     upstream = tl.zeros((BLOCK,), tl.float32)
+    both = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         mask = rows < N
@@ -49,9 +51,11 @@ def upstream_kernel(
         one_hot += tl.where(loss == 0.0, 0.0, wrong * wrong)
         largest = tl.maximum(largest, tl.abs(scale))
         upstream += tl.abs(loss)
+        both += tl.abs(scale)
     tl.store(totals + LARGEST, tl.maximum(tl.max(largest, axis=0), 1e-30))
     tl.store(totals + ONE_HOT, tl.maximum(tl.sum(one_hot, axis=0), 1e-37))
     tl.store(totals + UPSTREAM, tl.sum(upstream, axis=0))
+    tl.store(totals + P_SCALE, tl.maximum(tl.sum(both, axis=0), 1e-30))
 
 
 @dataclass(frozen=True)
