@@ -171,7 +171,7 @@ def grouped_input(tail: Tensor, centre: Tensor, groups: TokenGroups) -> Tensor: 
 
 
 def grouped_pull(tail: Tensor, input: Tensor, groups: TokenGroups) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every tile and group: tail (T, N) times input (N, D), (T, K, D); the sum of tail and of its absolute values."""
+    """Of every tile and group: tail (T, N) times input (N, D), (T, K, D); sums of tail and of its absolute values."""
     (T, N), D, K = tail.shape, input.shape[1], groups.count
     pull = torch.empty(T, K, D, dtype=torch.float32, device=tail.device)
     mass, weight = (torch.empty(T, K, dtype=torch.float32, device=tail.device) for _ in range(2))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 COHERENCE = 0.05  # share in which errors of a class by different tokens agree in direction
-COLD = 0.25  # of a rare class's row of dC: the most one pair may get wrong
 SAMPLED_ROWS = 16384  # of C, for the first-order term: 2 N / V D of a GEMM each
 MOST_MODELLED = 0.5  # of the mass: beyond it the tail is no correction but the gradient, as in an untrained model
 DENSE_FRACTION = 0.2  # of all pairs, padding included: from here on the dense path is as fast
@@ -21,5 +20,4 @@ class TailMethod:
     most_modelled: float = MOST_MODELLED
     threshold: float | None = None  # of every tile, instead of what follows from the tolerance (tests)
     coherence: float = COHERENCE
-    cold: float = COLD
     sampled_rows: int = SAMPLED_ROWS

@@ -2,16 +2,13 @@
 
 Replacing the pair (n, t) by the model changes its logit gradients by a vector of norm
     a_nt = |g_n + l_n| m_nt |c_nt - q_t|.
-A pair is *active*, computed exactly, if it holds the token's target or a_nt exceeds its tile's threshold, the smaller
-of two, both from one histogram of a_nt by tile and power of two, before anything is read on the host:
-
-accuracy: a * spread_t <= const, the largest with which both errors stay within the tolerance, relative to what the
-    targets alone would give, sum_n (g_n (1 - p_y))^2. Errors of different tiles have nothing to do with each other's
-    direction; those of one class by different tokens agree in part (COHERENCE), for E has a mean:
+A pair is *active*, computed exactly, if it holds the token's target or a_nt spread_t exceeds a threshold, the largest
+with which both errors stay within the tolerance. They are relative to what the targets alone would give, sum_n
+(g_n (1 - p_y))^2. Errors of different tiles have nothing to do with each other's direction; those of one class by different tokens agree in
+part (COHERENCE), for E has a mean:
     |error of dE|^2 ~ sum over inactive pairs of (a_nt spread_t)^2
     |error of dC|^2 ~ |E|^2 sum over tiles of [ sum of a_nt^2 + (COHERENCE * sum of a_nt)^2 ]
-rare classes: a class that is no target has a row of dC of about (mass of its tile) / (classes of the tile), and one
-    pair may be all of its error: a_nt <= COLD * that.
+Both come from one histogram of a_nt by tile and power of two, before anything is read on the host.
 
 Every step is one launch, since nothing hides the host's time here: the forward is over, the products wait for it.
 """
@@ -33,7 +30,6 @@ from kernels.linear_cross_entropy.tail.upstream import (
     LARGEST,
     ONE_HOT,
     P_SCALE,
-    UPSTREAM,
     WEIGHT_ERROR,
     Upstream,
 )
@@ -89,7 +85,6 @@ def histogram_kernel(
     lse,  # (N,) fp32
     totals,  # (TOTALS,) fp32
     left,  # (T, 3, BINS) fp32, out: of pairs in this bin and those after, sums of (a relative)^2, a^2 and (sum of a)^2
-    tile_mass,  # (T,) fp32, out: sum over the tokens of |g + l| m
     N,
     SOFTCAP: tl.constexpr,
     BINS: tl.constexpr,
@@ -101,13 +96,11 @@ def histogram_kernel(
     largest = tl.load(totals + LARGEST)
     ceiling = tl.log2(largest * largest * 2.0)  # |c - q|^2 <= 2; a wider spread than the mean's is clamped to bin 1
     total = tl.zeros((BINS,), tl.int32)
-    mass = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         mask = rows < N
         place = tile.to(tl.int64) * N + rows
-        weighted, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-        mass += tl.abs(weighted)
+        _, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
         score *= factor
         depth = ceiling - tl.log2(tl.maximum(score * score, 1e-37))
         # A nan fails every comparison, lands in bin 0 and is counted nowhere: its pair is active.
@@ -124,7 +117,6 @@ def histogram_kernel(
     tl.store(left + place, squares)
     tl.store(left + place + BINS, squares / (factor * factor))
     tl.store(left + place + 2 * BINS, sums * sums)
-    tl.store(tile_mass + tile, tl.sum(mass, axis=0))
 
 
 @triton.jit
@@ -158,7 +150,6 @@ def route_kernel(
     mass_slope,  # (T, N) bf16, unused without SOFTCAP
     mean_slope,  # (T, N) bf16, unused without FLAT
     relative,  # (T,) fp32
-    tile_mass,  # (T,) fp32
     g,  # (N,) fp32
     p_scale,  # (N,) fp32
     lse,  # (N,) fp32
@@ -172,8 +163,6 @@ def route_kernel(
     tail_weight,  # (T,) fp32, out
     N,
     tile_classes,
-    cold,  # COLD / classes of a tile
-    shift,  # COLD * beta / V
     SOFTCAP: tl.constexpr,
     FLAT: tl.constexpr,
     SCALED: tl.constexpr,
@@ -186,7 +175,6 @@ def route_kernel(
         bound = tl.load(threshold + tile)
     else:
         bound = tl.load(totals + BOUND) / tl.load(relative + tile)
-        bound = tl.minimum(bound, cold * tl.load(tile_mass + tile) + shift * tl.load(totals + UPSTREAM))
         tl.store(threshold + tile, bound)
     unit = 1.0
     if SCALED:
@@ -301,10 +289,10 @@ def route(
     has_softcap, smooth = problem.softcap > 0, problem.label_smoothing > 0
     device, dtype = tiles.lse.device, problem.input.dtype
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
-    left, tile_mass, tail_mass, tail_weight = new(T, 3, BINS), new(T), new(T), new(T)
+    left, tail_mass, tail_weight = new(T, 3, BINS), new(T), new(T)
     histogram_kernel[(T,)](
         tiles.lse, tiles.residual, tiles.mass_slope, model.spread, given.p_scale, statistics.lse, given.totals,
-        left, tile_mass, N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
+        left, N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     choose_kernel[(1,)](left.sum(dim=0), given.totals, method.tolerance, method.coherence, BINS=BINS, num_warps=1)
     threshold = new(T) if method.threshold is None else torch.full((T,), method.threshold, device=device)
@@ -312,11 +300,10 @@ def route(
     tail = torch.empty(T, N, dtype=dtype, device=device)
     flat_tail = torch.empty(T, N, dtype=dtype, device=device) if has_softcap and smooth else None
     route_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.spread, tile_mass,
+        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.spread,
         given.loss, given.p_scale, statistics.lse, target, given.totals, threshold, counts, tail, flat_tail, tail_mass,
         tail_weight,
-        N, model.tile_classes, method.cold / model.tile_classes,
-        method.cold * problem.label_smoothing / problem.vocab_size,
+        N, model.tile_classes,
         SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=dtype == torch.float16,
         GIVEN=method.threshold is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip

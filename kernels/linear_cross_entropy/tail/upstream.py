@@ -12,10 +12,9 @@ from kernels.linear_cross_entropy.problem import Problem, Statistics
 BLOCK = 4096  # tokens a step
 
 # Places in `totals`, one vector of fp32 numbers about the whole batch
-LARGEST, ONE_HOT, UPSTREAM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+LARGEST, ONE_HOT, P_SCALE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BOUND, INPUT_ERROR, WEIGHT_ERROR = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-P_SCALE = tl.constexpr(6)
-TOTALS = 7
+TOTALS = 6
 
 
 @triton.jit(do_not_specialize=["N", "V", "ignore_index"])
@@ -26,7 +25,7 @@ def upstream_kernel(
     grad_lse,  # (N,) fp32
     g,  # (N,) fp32, out: grad_loss of the rows that count, 0 of the others
     p_scale,  # (N,) fp32, out: likewise, grad_loss + grad_lse
-    totals,  # (TOTALS,) fp32, out: LARGEST, ONE_HOT and UPSTREAM
+    totals,  # (TOTALS,) fp32, out: LARGEST, ONE_HOT and P_SCALE
     N,
     V,
     ignore_index,
@@ -35,7 +34,6 @@ def upstream_kernel(
     # One program: a sum over N is quicker than two launches.
     largest = tl.zeros((BLOCK,), tl.float32)
     one_hot = tl.zeros((BLOCK,), tl.float32)
-    upstream = tl.zeros((BLOCK,), tl.float32)
     both = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, N, BLOCK):
         rows = first + tl.arange(0, BLOCK)
@@ -50,11 +48,9 @@ def upstream_kernel(
         wrong = loss * (1.0 - tl.exp(-tl.load(nll + rows, mask=mask, other=0.0)))
         one_hot += tl.where(loss == 0.0, 0.0, wrong * wrong)
         largest = tl.maximum(largest, tl.abs(scale))
-        upstream += tl.abs(loss)
         both += tl.abs(scale)
     tl.store(totals + LARGEST, tl.maximum(tl.max(largest, axis=0), 1e-30))
     tl.store(totals + ONE_HOT, tl.maximum(tl.sum(one_hot, axis=0), 1e-37))
-    tl.store(totals + UPSTREAM, tl.sum(upstream, axis=0))
     tl.store(totals + P_SCALE, tl.maximum(tl.sum(both, axis=0), 1e-30))
 
 
