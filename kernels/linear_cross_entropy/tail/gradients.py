@@ -19,14 +19,11 @@ from torch import Tensor
 from kernels.linear_cross_entropy import dense
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail.active_pairs import (
-    Blocks,
-    GatherOptions,
-    gather_options,
-    plan_blocks,
     scatter_input_gradient,
     write_logit_gradient,
     write_weight_gradient,
 )
+from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions, gather_options, plan_blocks
 from kernels.linear_cross_entropy.tail.certificate import Backward, Certificate
 from kernels.linear_cross_entropy.tail.elementwise import less_outer_product
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
