@@ -35,6 +35,17 @@ from kernels.linear_cross_entropy.config import (
 from kernels.linear_cross_entropy.forward import combine_kernel, forward_kernel
 from kernels.linear_cross_entropy.logit_gradient import logit_gradient_kernel
 from kernels.linear_cross_entropy.scaling import scale_kernel
+from kernels.linear_cross_entropy.tail import (
+    active_pairs,
+    elementwise,
+    first_order,
+    groups,
+    model,
+    routing,
+    tile_statistics,
+)
+from kernels.linear_cross_entropy.tail import upstream as tail_upstream
+from kernels.linear_cross_entropy.tail.blocks import FEW_TOKENS, MANY_TOKENS, GatherOptions
 
 # Shared memory a program may have: sm_90; and for pointer tiles the smallest of Ampere and Ada (sm_86, sm_89).
 SHARED_LIMITS = {90: 232448, 80: 101376}
@@ -81,14 +92,17 @@ def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, int], ca
     return Compiled(int(stack[1]), binary.metadata.shared, sass.count(" HGMMA."), sass.count("WARPGROUP.ARRIVE"))
 
 
-def check(kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int) -> None:
+def check(
+    kernel: Any, arguments: dict[str, Any], options: dict[str, int], capability: int, allowed: int = 0, loops: int = 1
+) -> None:
+    """allowed: bytes of the stack. loops: of products, each a batch; an unrolled one counts every time."""
     found = compiled(kernel, arguments, options, capability)
     # fp32 tiles are small: ptxas stays at 128 registers, for a second program an SM, and puts two to four on the stack.
-    allowed = 16 if arguments.get("PRECISE") else 0
+    allowed = 16 if arguments.get("PRECISE") else allowed
     assert found.stack <= allowed, f"{found.stack} bytes of registers spilled"
     assert found.shared <= SHARED_LIMITS[capability]
     if found.products:
-        assert found.starts == 1, f"{found.products} products in {found.starts} batches: the main loop is serialised"
+        assert found.starts == loops, f"{found.products} products in {found.starts} batches: a loop is serialised"
 
 
 def operand(tile: Tile | ProductTile, dtype: str, rows: int, cols: int) -> str:
@@ -182,3 +196,149 @@ def test_small_kernels(capability: int) -> None:
     check(column_sum_kernel, columns, {"num_warps": 4}, capability)
     scale = {"gradient": "*bf16", "factor": "*fp32", "size": "i64", "BLOCK": 4096}
     check(scale_kernel, scale, {"num_warps": 8}, capability)
+
+
+# The tail-corrected gradient's kernels: tiles as tail_tile_classes chooses them, for bf16.
+TAIL_TILES = pytest.mark.parametrize(
+    ("tile", "capability"),
+    [pytest.param(HOPPER_TILE, 90, id="hopper"), pytest.param(POINTER_TILE, 80, id="ampere")],
+)
+
+
+def tail_arguments(tile: Tile, *, softcap: bool = False, smooth: bool = True, ordered: bool = True) -> dict[str, Any]:
+    """By name, for every kernel there: a name means the same in all of them, but for the tile's operands."""
+    pointers = {
+        "*bf16": "input weight matrix dz grad_weight centre residual tail",
+        "*fp32": "mean shape shape_square spread tile_lse target_logit logit_mean loss lse nll maximum total grad_loss"
+        " grad_lse p_scale g totals left tile_mass relative threshold tail_mass accumulator pulls shift masses"
+        " tail_weight bias_shift cumulated weights distance column row point vector typical",
+        "*i64": "target inverse position",
+        "*i32": "counts first_block tokens tile_of_block group",
+    }
+    scalars = {
+        "i32": "N V D T K stride stride_input stride_weight stride_shape stride_square first_class tiles_per_group"
+        " tiles_per_part ignore_index first_tile tiles done blocks tile_classes samples first_sample rows",
+        "fp32": "softcap one keep share label_smoothing tolerance coherence cold",
+    }
+    types = {name: kind for kind, names in (pointers | scalars).items() for name in names.split()}
+    flat = softcap and smooth
+    return types | {
+        "bias": None,
+        "order": "*i64" if ordered else None,
+        "mass_slope": "*bf16" if softcap else None,
+        "mean_slope": "*bf16" if flat else None,
+        "logit_sums": "*fp32" if flat else None,
+        "sums": "*fp32" if smooth and not softcap else None,
+        "flat_shape": "*fp32" if flat else None,
+        "flat_centre": "*bf16" if flat else None,
+        "flat_tail": "*bf16" if flat else None,
+        "flat_pulls": "*fp32" if flat else None,
+        "flat_masses": "*fp32" if flat else None,
+        "grad_bias": None,
+        "HAS_BIAS": False,
+        "HAS_WEIGHT": True,
+        "SOFTCAP": softcap,
+        "SMOOTH": smooth,
+        "FLAT": flat,
+        "GROUPED": False,
+        "ORDERED": ordered,
+        "SCALED": False,
+        "GIVEN": False,
+        "DISTANT": True,
+        "TMA": tile.tma,
+        "BINS": routing.BINS,
+        "BLOCK_K": 16,
+        "GROUP_ROWS": 128,
+        "PROGRAM_ROWS": 16,
+        **tile.blocks,
+    }
+
+
+@TAIL_TILES
+@pytest.mark.parametrize("softcap", [False, True])
+def test_tail_forward_kernels(tile: Tile, capability: int, softcap: bool) -> None:
+    arguments = tail_arguments(tile, softcap=softcap)
+    statistics = arguments | {
+        "input": operand(tile, "bf16", tile.block_n, tile.block_d),
+        "weight": operand(tile, "bf16", tile.block_v, tile.block_d),
+    }
+    # Measured, and not wanted: under a softcap the epilogue keeps z, e and ds/dz beside the accumulator.
+    spilled = 80 if softcap and tile is HOPPER_TILE else 0
+    check(tile_statistics.tile_statistics_kernel, statistics, tile.options, capability, spilled)
+    columns = {"BLOCK_D": model.BLOCK_D, "STAGES": model.STAGES}
+    check(model.tail_model_kernel, arguments | columns, {"num_warps": model.WARPS}, capability)
+
+
+@TAIL_TILES
+@pytest.mark.parametrize("blocks", [FEW_TOKENS, MANY_TOKENS], ids=["few", "many"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: GatherOptions, ordered: bool) -> None:
+    for softcap in (False, True):
+        arguments = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows}
+        options = {"num_warps": blocks.warps, "num_stages": blocks.logit_stages}
+        # Measured, and not wanted
+        spilled = 8 if softcap and capability == 90 else 0
+        logits = arguments | {"BLOCK_D": blocks.logit_step}
+        check(active_pairs.gathered_logit_gradient_kernel, logits, options, capability, spilled)
+    columns = arguments | {"COLS": blocks.input_cols, "STEP": blocks.input_step}
+    options = {"num_warps": blocks.warps, "num_stages": blocks.input_stages}
+    # Rows of C at known places: its four or two steps are unrolled, each a batch of its own.
+    steps = 1 if ordered else tile.block_v // blocks.input_step
+    spilled = 8 if ordered and capability == 80 and blocks.rows == 128 else 0  # measured, and not wanted
+    check(active_pairs.scatter_input_gradient_kernel, columns, options, capability, spilled, steps)
+    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v), "COLS": blocks.weight_cols}
+    options = {"num_warps": blocks.weight_warps, "num_stages": blocks.weight_stages}
+    for softcap in (False, True):
+        flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows} | classes
+        check(active_pairs.write_weight_gradient_kernel, flags, options, capability)
+
+
+@pytest.mark.parametrize("softcap", [False, True])
+def test_routing_kernels(softcap: bool) -> None:
+    capability = 90
+    arguments = tail_arguments(HOPPER_TILE, softcap=softcap) | {"BLOCK": routing.BLOCK, "ROWS": 64}
+    for kernel in (routing.histogram_kernel, routing.first_block_kernel, routing.list_kernel):
+        check(kernel, arguments, {"num_warps": 4}, capability)
+    check(routing.route_kernel, arguments | {"shift": "fp32"}, {"num_warps": 4}, capability)
+    check(routing.choose_kernel, arguments, {"num_warps": 1}, capability)
+
+
+def test_small_tail_kernels() -> None:
+    capability = 90
+    arguments = tail_arguments(HOPPER_TILE) | {"BLOCK": 1024, "TILES": 1024, "ROWS": 16, "COLS": 256}
+    for kernel, output in [
+        (elementwise.weighted_deviation_kernel, "*bf16"),
+        (elementwise.less_outer_product_kernel, "*bf16"),
+        (elementwise.squared_distance_kernel, "*fp32"),
+    ]:
+        flags = arguments | {"mean": "*fp32", "weight": "*fp32", "out": output}
+        check(kernel, flags, {"num_warps": 4}, capability)
+    sampled = arguments | {"out": "*bf16", "BLOCK_D": 1024}
+    check(first_order.sampled_rows_kernel, sampled, {"num_warps": 4}, capability)
+    check(tile_statistics.inverse_kernel, arguments, {"num_warps": 4}, capability)
+    check(tile_statistics.position_kernel, arguments, {"num_warps": 4}, capability)
+    combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
+    check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
+    product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}
+    check(tile_statistics.row_product_kernel, product, {"num_warps": 4}, capability)
+    for kernel in (model.token_weights_kernel, tail_upstream.upstream_kernel):
+        check(kernel, arguments | {"BLOCK": 4096}, {"num_warps": 16}, capability)
+
+
+@TAIL_TILES
+def test_kernels_of_token_groups(tile: Tile, capability: int) -> None:
+    arguments = tail_arguments(tile) | {"BLOCK_K": 32, "GROUPED": True}
+    # measured, and not wanted
+    spilled = 8 if capability == 80 else 0
+    columns = arguments | {"typical": "*fp32", "mean": "*fp32", "BLOCK_D": 64, "BLOCK_N": 128}
+    check(groups.group_mean_kernel, columns, {"num_warps": 4}, capability)
+    check(model.grouped_model_kernel, columns, {"num_warps": 8}, capability, spilled, 2)
+    products = arguments | {"BLOCK_N": 128, "BLOCK_D": 128, "weight": "*fp32", "mass": "*fp32", "pull": "*fp32"}
+    check(groups.grouped_input_kernel, products | {"BLOCK_T": 64}, {"num_warps": 8, "num_stages": 3}, capability)
+    check(
+        groups.grouped_pull_kernel, products | {"BLOCK_T": 128}, {"num_warps": 8, "num_stages": 2}, capability, spilled
+    )
+    classes = {"ROWS": 128, "CLASSES": min(128, tile.block_v), "COLS": 128}
+    options = {"num_warps": MANY_TOKENS.weight_warps, "num_stages": MANY_TOKENS.weight_stages}
+    # the shapes' product comes after the loop: in three parts, for fp32's accuracy
+    check(active_pairs.write_weight_gradient_kernel, arguments | classes, options, capability, 0, 4)

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = {"interpreted.py": "1", "compiled.py": None}  # file: its TRITON_INTERPRET
+FILES = {
+    "interpreted.py": "1",
+    "tail_interpreted.py": "1",
+    "tail_surfaces_interpreted.py": "1",
+    "tail_groups_interpreted.py": "1",
+    "compiled.py": None,
+}  # file: its TRITON_INTERPRET
 
 Started = dict[str, tuple["subprocess.Popen[str]", Path]]
 

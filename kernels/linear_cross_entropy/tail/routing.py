@@ -4,8 +4,8 @@ Replacing the pair (n, t) by the model changes its logit gradients by a vector o
     a_nt = |g_n + l_n| m_nt |c_nt - q_t|.
 A pair is *active*, computed exactly, if it holds the token's target or a_nt spread_t exceeds a threshold, the largest
 with which both errors stay within the tolerance. They are relative to what the targets alone would give,
-sum_n (g_n (1 - p_y))^2. Errors of different tiles have nothing to do with each other's direction; those of one class by
-different tokens agree in part (COHERENCE), for E has a mean:
+sum_n (g_n (1 - beta - p_y))^2. Errors of different tiles have nothing to do with each other's direction; those of one
+class by different tokens agree in part (COHERENCE), for E has a mean:
     |error of dE|^2 ~ sum over inactive pairs of (a_nt spread_t)^2
     |error of dC|^2 ~ |E|^2 sum over tiles of [ sum of a_nt^2 + (COHERENCE * sum of a_nt)^2 ]
 Both come from one histogram of a_nt by tile and power of two, before anything is read on the host.

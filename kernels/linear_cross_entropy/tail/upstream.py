@@ -29,6 +29,7 @@ def upstream_kernel(
     N,
     V,
     ignore_index,
+    keep,  # 1 - beta
     BLOCK: tl.constexpr,
 ):
     # One program: a sum over N is quicker than two launches.
@@ -45,7 +46,7 @@ def upstream_kernel(
         scale = loss + tl.where(counts, tl.load(grad_lse + rows, mask=mask, other=0.0), 0.0)
         tl.store(g + rows, loss, mask=mask)
         tl.store(p_scale + rows, scale, mask=mask)
-        wrong = loss * (1.0 - tl.exp(-tl.load(nll + rows, mask=mask, other=0.0)))
+        wrong = loss * (keep - tl.exp(-tl.load(nll + rows, mask=mask, other=0.0)))
         one_hot += tl.where(loss == 0.0, 0.0, wrong * wrong)
         largest = tl.maximum(largest, tl.abs(scale))
         both += tl.abs(scale)
@@ -69,6 +70,7 @@ def upstream(problem: Problem, statistics: Statistics, grad_loss: Tensor, grad_l
     g, p_scale, totals = (torch.empty(n, dtype=torch.float32, device=device) for n in (N, N, TOTALS))
     upstream_kernel[(1,)](
         problem.target, statistics.nll, grad_loss, grad_lse, g, p_scale, totals,
-        N, problem.vocab_size, problem.ignore_index, BLOCK=BLOCK, num_warps=16,
+        N, problem.vocab_size, problem.ignore_index, 1.0 - problem.label_smoothing,
+        BLOCK=BLOCK, num_warps=16,
     )  # fmt: skip
     return Upstream(g, p_scale, totals)
