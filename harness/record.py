@@ -94,6 +94,7 @@ class Agreement(_Frozen):
     grad_input_row_error_p99: float | None = None  # 99th percentile over rows of norm(row error) / norm(row)
     grad_weight_row_error_p99: float | None = None
     sampled_rows: int | None = None  # rows of dC the oracle covered; None if all
+    figures: dict[str, float] = {}  # what the implementation says of itself for this case; shown, not judged
     failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
 
 

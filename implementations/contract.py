@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,30 @@ class LossFunction(Protocol):
         softcap: float | None,
         reduction: Reduction,
     ) -> Tensor: ...
+
+
+@runtime_checkable
+class TellsFigures(Protocol):
+    """A loss function that can say how it computes a case: numbers that the report shows and nobody judges.
+
+    `figures` takes what the loss function takes and the upstream gradient of the loss, and returns finite numbers by
+    name: shares, bounds that it states, milliseconds of what it does rarely. It may compute the case, and leave
+    gradients behind.
+    """
+
+    def figures(
+        self,
+        input: Tensor,  # (N, D)
+        linear_weight: Tensor,  # (V, D)
+        target: Tensor,  # (N,)
+        *,
+        upstream: Tensor,  # () or, for reduction none, (N,)
+        linear_bias: Tensor | None,  # (V,)
+        label_smoothing: float,
+        ignore_index: int,
+        softcap: float | None,
+        reduction: Reduction,
+    ) -> dict[str, float]: ...
 
 
 class Case(Protocol):

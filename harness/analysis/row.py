@@ -73,6 +73,7 @@ class Row:
     grad_input_row_error_p99: float | None
     grad_weight_row_error_p99: float | None
     sampled_rows: int | None
+    figures: dict[str, float]  # what the implementation says of itself
     first_call_s: float | None
     settle_s: float | None
     source_sha256: str | None  # of the file that implements it
@@ -149,6 +150,7 @@ def to_row(record: Record) -> Row:
         grad_input_row_error_p99=_error(record.agreement, "grad_input_row_error_p99"),
         grad_weight_row_error_p99=_error(record.agreement, "grad_weight_row_error_p99"),
         sampled_rows=record.agreement.sampled_rows if record.agreement else None,
+        figures=record.agreement.figures if record.agreement else {},
         first_call_s=times.first_call_s,
         settle_s=times.settle_s,
         source_sha256=record.source_sha256,

@@ -58,7 +58,24 @@ def section(records: Sequence[Record]) -> list[str]:
         colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
         disable_numparse=True,
     )
-    return [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), ""]
+    return [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), "", *_figures(records)]
+
+
+def _figures(records: Sequence[Record]) -> list[str]:
+    """A table of what implementations say of themselves; nothing where none does."""
+    rows = [row for row in map(to_row, records) if row.figures]
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    body = [
+        [row.implementation, number(row.label_smoothing)]
+        + [f"{row.figures[name]:.3g}" if name in row.figures else DASH for name in names]
+        for row in rows
+    ]
+    headers = ["implementation", "β", *(name.replace("_", " ") for name in names)]
+    align = ["left", *["right"] * (len(headers) - 1)]
+    table = tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return ["What the implementations say of themselves, not judged:", "", table, ""]
 
 
 def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:

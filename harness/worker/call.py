@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.case import Case
 from harness.worker.inputs import IGNORE_INDEX, Tensors
-from implementations.contract import LossFunction
+from implementations.contract import LossFunction, TellsFigures
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,29 @@ class Call:
 
     def forward(self) -> Tensor:
         """The loss, attached to autograd unless grad mode is off."""
-        return self.loss_function(
-            self.tensors.input,
-            self.tensors.linear_weight,
-            self.tensors.target,
-            linear_bias=self.tensors.linear_bias,
-            label_smoothing=self.case.label_smoothing,
-            ignore_index=IGNORE_INDEX,
-            softcap=self.case.softcap,
-            reduction=self.case.reduction,
-        )
+        t = self.tensors
+        return self.loss_function(t.input, t.linear_weight, t.target, **self._settings)
+
+    def figures(self) -> dict[str, float]:
+        """What the implementation says of itself for this case; nothing from most. ValueError for what is no number."""
+        if not isinstance(self.loss_function, TellsFigures):
+            return {}
+        t = self.tensors
+        told = self.loss_function.figures(t.input, t.linear_weight, t.target, upstream=t.upstream, **self._settings)
+        for name, value in told.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"figures: {name} is {value!r}; it must be a finite number")
+        return {name: float(value) for name, value in told.items()}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "linear_bias": self.tensors.linear_bias,
+            "label_smoothing": self.case.label_smoothing,
+            "ignore_index": IGNORE_INDEX,
+            "softcap": self.case.softcap,
+            "reduction": self.case.reduction,
+        }
 
     def checked_forward(self) -> Tensor:
         """`forward`, held to the contract: TypeError or ValueError in its words where it is broken."""

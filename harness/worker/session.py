@@ -215,6 +215,8 @@ class ImplementationSession:
     def agree(self, eager: dict[str, Any], max_excess: float) -> Answer:
         """Compares loss and gradients of one call with the oracle."""
         self.call.clear_gradients()
+        figures = self.call.figures()
+        self.call.clear_gradients()
         no_grad_loss = self.call.forward_no_grad()
         loss = self.call.checked_forward()
         self.call.backward(loss)
@@ -233,7 +235,7 @@ class ImplementationSession:
         truth = oracle(self.case, inputs, budget, sampled=reference.sampled)
         gradients_given = (gradients[0], gradients[1], grad_bias)
         judged = agree(self.case, loss, gradients_given, truth, reference, max_excess, no_grad_loss)
-        answer: Answer = judged.model_dump()
+        answer: Answer = judged.model_dump() | {"figures": figures}
         if spoilt:
             answer["failures"] = [*judged.failures, "the call changed its inputs"]
         return answer

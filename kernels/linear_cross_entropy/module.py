@@ -69,7 +69,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
     ) -> Tensor | tuple[Tensor | GradientStats, ...]:
         """The loss of input (..., D) against target (...), through the head linear_weight (V, D)."""
-        order, centres = self._kept.of(input, linear_weight) if self._orders else (None, None)
+        order, centres = self.layout(input, linear_weight)
         return linear_cross_entropy(
             input,
             linear_weight,
@@ -79,6 +79,10 @@ class LinearCrossEntropyLoss(nn.Module):
             token_centres=centres,
             **self.settings,
         )
+
+    def layout(self, input: Tensor, linear_weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Vocabulary order and token centres for this forward, None where it takes none; counts as a forward."""
+        return self._kept.of(input, linear_weight) if self._orders else (None, None)
 
     def refresh_order(self, input: Tensor, linear_weight: Tensor) -> None:
         """Computes the vocabulary order from input (..., D) and linear_weight (V, D)."""

@@ -82,6 +82,26 @@ def with_options(scale: float = 1.0) -> Any:
 has_options = Implementation(build=with_options)
 
 
+class Talkative:
+    """Right, and has something to say of itself."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, *arguments: Any, **settings: Any) -> torch.Tensor:
+        return eager_loss(*arguments, **settings)
+
+    def figures(self, *arguments: Any, upstream: torch.Tensor, **settings: Any) -> dict[str, float]:
+        torch.autograd.backward(
+            self(*arguments, **settings), upstream
+        )  # gradients that nobody may take for the measured
+        return {"share": self.share, "tokens": len(arguments[0])}
+
+
+talkative = Implementation(build=lambda: Talkative(0.25))
+talks_nonsense = Implementation(build=lambda: Talkative(float("nan")))
+
+
 def hangs(*arguments: Any, **settings: Any) -> torch.Tensor:
     """Never answers, and has a child that would outlive it."""
     if os.fork() == 0:

@@ -43,12 +43,14 @@ implementations:
   - {name: no-implementation, path: "tests.harness.planted:no_implementation"}
   - {name: no-module, path: "tests.harness.nowhere:loss"}
   - {name: slow-at-first, path: "tests.harness.planted:slow_at_first"}
+  - {name: talkative, path: "tests.harness.planted:talkative"}
+  - {name: talks-nonsense, path: "tests.harness.planted:talks_nonsense"}
   - {name: right, path: "tests.harness.planted:right"}
 measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
 limits: {timeout_s: 60} # enough for as many workers to start on two slow cores
 expectations:
   - implementation:
-      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module]
+      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module, talks-nonsense]
     status: crashed
     reason: planted
   - {implementation: hangs, status: timeout, reason: planted}
@@ -112,12 +114,23 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "refuses": ("unsupported", "does not do that"),
         "no-implementation": ("crashed", "not int"),
         "no-module": ("crashed", "tests.harness.nowhere"),
+        "talkative": ("ok", ""),
+        "talks-nonsense": ("crashed", "figures: share is nan; it must be a finite number"),
         "right": ("ok", ""),
     }
     for name, (status, words) in expected.items():
         assert found[name][0] == status, (name, found[name])
         assert words in found[name][1], (name, found[name])
     assert done.returncode == 0, done.stderr  # all of it was expected
+
+
+def test_what_an_implementation_says_of_itself_is_shown(planted: tuple[Path, Any]) -> None:
+    directory, done = planted
+    told = {r.implementation: r.agreement.figures for r in records(directory) if r.agreement}
+    assert told["talkative"] == {"share": 0.25, "tokens": 16.0} and told["right"] == {}
+    _, _, after = done.stdout.partition("What the implementations say of themselves, not judged:")
+    line = next(line for line in after.splitlines() if line.startswith("| talkative"))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["talkative", "0.1", "0.25", "16"]
 
 
 def test_the_table_is_on_stdout_and_progress_on_stderr(planted: tuple[Path, Any]) -> None:
