@@ -50,7 +50,8 @@ measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
 limits: {timeout_s: 60} # enough for as many workers to start on two slow cores
 expectations:
   - implementation:
-      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module, talks-nonsense]
+      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module,
+       talks-nonsense]
     status: crashed
     reason: planted
   - {implementation: hangs, status: timeout, reason: planted}
