@@ -52,10 +52,10 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
 
     model: a transformers model with a head for the next token. Patch it before it is wrapped or compiled; of a PEFT
         model, patch the model inside, `model.get_base_model()`.
-    settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient ("auto"),
-        gradient_tolerance, order, order_interval, fused (False), filter_eps, sort_vocabulary, pack_tokens and
-        check_targets. The vocabulary order is kept from forward to forward, one for all models patched by this call
-        and their copies.
+    settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient
+        ("exact"), gradient_tolerance, order, order_interval, token_groups, fused (False), filter_eps,
+        sort_vocabulary, pack_tokens and check_targets. The vocabulary order is kept from forward to forward, one
+        for all models patched by this call and their copies.
 
     As in transformers tokens < n predict n, `shift_labels` given to the forward are taken as they are, and with
     `num_items_in_batch` the loss is the sum over tokens divided by it instead of the mean. The loss is fp32, a scalar.
@@ -186,7 +186,7 @@ def _split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], KeptOrder
         raise TypeError(f"{name}: not a setting here; the model and the call decide it")
     LinearCrossEntropyLoss(**settings)  # names what it does not know, and wrong values
     call = {name: value for name, value in settings.items() if name not in ORDER_SETTINGS}
-    uses_order = call.get("gradient", "auto") in ("auto", "corrected") and not call.get("fused", False)
+    uses_order = call.get("gradient", "exact") in ("auto", "corrected") and not call.get("fused", False)
     if not uses_order:
         return call, KeptOrder("none")
     groups = settings.get("token_groups", 1)

@@ -3,7 +3,7 @@
 Library: this repository. On a GPU Triton kernels, on a CPU chunked torch with the same semantics (and a block filter,
 of other blocks), which is what code tested on a CPU gets. Supports every case.
 
-- `ours` is the default: pairs of token and vocabulary tile that matter are computed, the others modelled by their tail,
+- `ours` is `gradient="auto"`: pairs of token and vocabulary tile that matter are computed, the others modelled;
   classes in the order of a balanced tree that is computed once and refreshed every 500 calls; where too many pairs
   matter, it is `ours-exact`. `ours-no-sort` leaves the tokenizer's order, `ours-average-logit-sort` takes the paper's,
   `ours-no-tail` leaves the modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models
@@ -42,12 +42,12 @@ STATED = (
 )  # of GradientStats
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "no_sort": {"order": "none"},
-    "average_logit_sort": {"order": "average-logit"},
-    "token_groups": {"token_groups": 32},
-    "no_tail": {"model_tail": False},
-    "no_first_order": {"first_order": False},
+    "auto": {"gradient": "auto"},
+    "no_sort": {"gradient": "auto", "order": "none"},
+    "average_logit_sort": {"gradient": "auto", "order": "average-logit"},
+    "token_groups": {"gradient": "auto", "token_groups": 32},
+    "no_tail": {"gradient": "auto", "model_tail": False},
+    "no_first_order": {"gradient": "auto", "first_order": False},
     "exact": {"gradient": "exact"},
     "paper": {"gradient": "filtered"},
     "paper_no_sort": {"gradient": "filtered", "sort_vocabulary": False},
@@ -92,7 +92,7 @@ class OwnLoss:
         **settings: Any,
     ) -> dict[str, float]:
         """The path taken, shares of (token, vocabulary tile) pairs, stated errors; and what an order costs, in ms."""
-        if self._settings.get("gradient", "auto") != "auto":
+        if self._settings["gradient"] != "auto":
             return {}
         import torch
 
@@ -134,11 +134,11 @@ class OwnLoss:
 
 def _ours(preset: str) -> Implementation:
     settings = PRESETS[preset]
-    models = settings.get("gradient", "auto") == "auto"
+    models = settings["gradient"] == "auto"
     return Implementation(
         build=lambda: OwnLoss(preset),
         grads_in_forward=fused_in_forward if settings.get("fused") else False,
-        skips_work=models or (settings.get("gradient") == "filtered" and settings.get("filter_eps", 1) is not None),
+        skips_work=models or (settings["gradient"] == "filtered" and settings.get("filter_eps", 1) is not None),
     )
 
 

@@ -32,7 +32,7 @@ def linear_cross_entropy(
     return_lse: bool = False,
     return_nll: bool = False,
     return_stats: bool = False,
-    gradient: str = "auto",
+    gradient: str = "exact",
     gradient_tolerance: float | None = None,
     vocabulary_order: Tensor | None = None,
     token_centres: Tensor | None = None,
@@ -79,12 +79,12 @@ def linear_cross_entropy(
             detached.
         return_stats: also return a GradientStats, which the backward fills in: the path taken, the share of (token,
             vocabulary tile) pairs computed, error bounds. Costs time in the backward; not under torch.compile.
-        gradient: "auto" computes the pairs of token and vocabulary tile that matter and models the others (docs/
-            tail-correction.md), or all of them where too many matter: bf16 and fp16 on a GPU, else "exact". Its sums
-            over tiles are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
-            "exact" computes every tile of the logit gradient, deterministically. "filtered" is the
-            paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It is faster and
-            loses what it skips; smoothing is exact whichever is chosen.
+        gradient: "exact" computes every tile of the logit gradient, deterministically. "auto" computes the
+            pairs of token and vocabulary tile that matter and models the others (docs/tail-correction.md), or
+            is "exact" where too many matter, and for anything but bf16 and fp16 on a GPU. Its sums over tiles
+            are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
+            "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
+            is faster and loses what it skips; smoothing is exact whichever is chosen.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
             beside the rounding of their dtype. None means a quarter of a unit in the last place: 0.002
             in bf16, 0.00024 in fp16, a little less than what torch's own roundings add up to. Smaller is slower.

@@ -46,7 +46,7 @@ class LinearCrossEntropyLoss(nn.Module):
             raise TypeError(f"{unknown[0]}: no such setting; allowed are {', '.join(sorted(known))}")
         if settings.get("weight") is not None:
             raise NotImplementedError("weight: class weights are not supported; leave it None")
-        gradient = settings.get("gradient", "auto")
+        gradient = settings.get("gradient", "exact")
         check_settings(
             settings.get("label_smoothing", 0.0),
             settings.get("reduction", "mean"),

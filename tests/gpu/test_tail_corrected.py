@@ -85,7 +85,8 @@ def run(problem: Problem, order: Tensor | None = None, scale: float = 0.7, **opt
     leaves = [None if t is None else t.detach().requires_grad_() for t in (problem.input, problem.weight, problem.bias)]
     loss, stats = linear_cross_entropy(
         leaves[0], leaves[1], problem.target, linear_bias=leaves[2], label_smoothing=problem.label_smoothing,
-        softcap=problem.softcap or None, vocabulary_order=order, return_stats=True, **options,
+        softcap=problem.softcap or None, vocabulary_order=order, return_stats=True,
+        **{"gradient": "auto", **options},
     )  # fmt: skip
     (loss * scale).backward()
     return Found(loss.detach(), *(None if t is None else t.grad for t in leaves), stats)
@@ -244,7 +245,7 @@ def test_a_mean_over_no_rows() -> None:
 def test_a_cuda_graph_capture_takes_the_exact_path() -> None:
     problem = draw("zipf-medium", beta=0.1)
     leaves = problem.input.requires_grad_(), problem.weight.requires_grad_()
-    module = LinearCrossEntropyLoss(label_smoothing=0.1, pack_tokens=False)
+    module = LinearCrossEntropyLoss(gradient="auto", label_smoothing=0.1, pack_tokens=False)
     module(*leaves, problem.target).backward()  # there is an order, and everything is compiled
     exact = linear_cross_entropy(*leaves, problem.target, label_smoothing=0.1, gradient="exact")
     expected = exact.detach(), *torch.autograd.grad(exact, leaves)
@@ -262,7 +263,7 @@ def test_torch_compile_with_a_kept_order() -> None:
     torch._dynamo.reset()
     problem = draw("zipf-medium", beta=0.1)
     leaves = problem.input.requires_grad_(), problem.weight.requires_grad_()
-    module = LinearCrossEntropyLoss(label_smoothing=0.1)
+    module = LinearCrossEntropyLoss(gradient="auto", label_smoothing=0.1)
     module.refresh_order(*leaves)
 
     def step(input: Tensor, weight: Tensor) -> Tensor:

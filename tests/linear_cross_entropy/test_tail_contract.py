@@ -38,7 +38,7 @@ def test_bad_settings_are_named_by_function_and_module(change: dict, message: st
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(*operands(), **change)
     with pytest.raises(ValueError, match=message):
-        LinearCrossEntropyLoss(**change)
+        LinearCrossEntropyLoss(**{"gradient": "auto"} | change)
 
 
 @pytest.mark.parametrize(("order", "message"), BAD_ORDERS, ids=[message for _, message in BAD_ORDERS])
@@ -112,12 +112,14 @@ def test_compiles_without_a_graph_break(module: bool) -> None:
     torch._dynamo.reset()
     input, weight, target = operands()
     order = torch.arange(29, -1, -1)
-    loss = LinearCrossEntropyLoss(gradient_tolerance=0.01)
+    loss = LinearCrossEntropyLoss(gradient="auto", gradient_tolerance=0.01)
 
     def step(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         if module:
             return loss(input * 2, weight, target)
-        return linear_cross_entropy(input * 2, weight, target, gradient_tolerance=0.01, vocabulary_order=order)
+        return linear_cross_entropy(
+            input * 2, weight, target, gradient="auto", gradient_tolerance=0.01, vocabulary_order=order
+        )
 
     plain = torch.autograd.grad(step(input, weight, target), (input, weight))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -141,17 +143,17 @@ BAD_MODULES = [
 @pytest.mark.parametrize(("change", "kind", "message"), BAD_MODULES, ids=[message for _, _, message in BAD_MODULES])
 def test_bad_settings_of_the_module_are_named(change: dict, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        LinearCrossEntropyLoss(**change)
+        LinearCrossEntropyLoss(**{"gradient": "auto"} | change)
 
 
 @pytest.mark.parametrize("order", ["tree", "average-logit", "none"])
 def test_the_order_is_part_of_the_state(order: str, tmp_path) -> None:
     input, weight, _ = operands()
-    module = LinearCrossEntropyLoss(order=order)
+    module = LinearCrossEntropyLoss(gradient="auto", order=order)
     assert module.vocabulary_order is None and f"order={order!r}, order_interval=500" in repr(module)
     module.refresh_order(input, weight)
     torch.save(torch.nn.Sequential(module).state_dict(), tmp_path / "state.pt")
-    other = torch.nn.Sequential(LinearCrossEntropyLoss(order=order))
+    other = torch.nn.Sequential(LinearCrossEntropyLoss(gradient="auto", order=order))
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     found = other[0].vocabulary_order
     if order == "none":
@@ -165,7 +167,7 @@ def test_the_order_is_part_of_the_state(order: str, tmp_path) -> None:
 
 
 def test_the_age_of_an_order_is_part_of_the_state() -> None:
-    module, other = LinearCrossEntropyLoss(), LinearCrossEntropyLoss()
+    module, other = LinearCrossEntropyLoss(gradient="auto"), LinearCrossEntropyLoss(gradient="auto")
     module.refresh_order(*operands()[:2])
     other.set_extra_state(module.get_extra_state() | {"_age": 499})
     assert other.get_extra_state()["_age"] == 499
@@ -173,7 +175,7 @@ def test_the_age_of_an_order_is_part_of_the_state() -> None:
 
 def test_a_module_on_a_cpu_computes_no_order() -> None:
     input, weight, target = operands()
-    module = LinearCrossEntropyLoss(reduction="sum", gradient_tolerance=0.01)
+    module = LinearCrossEntropyLoss(gradient="auto", reduction="sum", gradient_tolerance=0.01)
     assert torch.equal(module(input, weight, target), linear_cross_entropy(input, weight, target, reduction="sum"))
     assert module.vocabulary_order is None
 
@@ -183,7 +185,7 @@ def test_refreshing_leaves_no_graph_and_no_random_state_behind() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    module = LinearCrossEntropyLoss()
+    module = LinearCrossEntropyLoss(gradient="auto")
     module.refresh_order(input.view(3, 4, 8), weight)
     assert torch.equal(torch.rand(1), expected)
     assert module.vocabulary_order.grad_fn is None
