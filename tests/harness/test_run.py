@@ -177,7 +177,8 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 20
+    assert len(rows) == 22
+    assert next(row for row in rows if row["implementation"] == "talkative")["figures"]["share"] == 0.25
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
     assert by_name["right"]["samples"] >= 20
