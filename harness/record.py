@@ -3,7 +3,8 @@
 Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are computed when records are read.
 
 Format history
-1  first format
+1  first format. Fields that came later have defaults, so that older records load: options, figures, source_sha256,
+   times.position, again, probes
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Times(_Frozen):
     bwd_ms: list[Milliseconds] = []
     fwd_bwd_ms: list[Milliseconds] = []
     round: list[int] = []  # the round each sample was taken in
+    position: list[int] = []  # place of the turn in its round, 0 for the first; empty in older records
     sm_clock_mhz: list[int] = []  # read through NVML right after each sample; empty where there is no NVML
     power_w: list[float] = []
     temperature_c: list[int] = []
@@ -59,8 +61,30 @@ class Times(_Frozen):
     @model_validator(mode="after")
     def _equal_lengths(self) -> Times:
         lengths = {len(s) for s in (self.fwd_no_grad_ms, self.fwd_ms, self.bwd_ms, self.fwd_bwd_ms, self.round)}
-        traces = (self.sm_clock_mhz, self.power_w, self.temperature_c, self.throttle_reasons)
+        traces = (self.position, self.sm_clock_mhz, self.power_w, self.temperature_c, self.throttle_reasons)
         lengths |= {len(trace) for trace in traces if trace}
+        if len(lengths) > 1:
+            raise ValueError(f"samples of unequal number: {sorted(lengths)}")
+        return self
+
+
+class Probes(_Frozen):
+    """What took a turn in the rounds of a record beside its row; lists as in Times, and as long as `gemm_ms`."""
+
+    copy_ms: list[Milliseconds] = []  # a copy within the device's memory
+    copy_bytes: Bytes = 0  # that one copy reads and writes, together
+    round: list[int] = []
+    position: list[int] = []
+    sm_clock_mhz: list[int] = []  # after the GEMM of each sample
+    power_w: list[float] = []
+    temperature_c: list[int] = []
+    throttle_reasons: list[int] = []
+    reference: Times | None = None  # in these rounds, where the reference's own record is of another group of workers
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Probes:
+        lists = (value for value in self.__dict__.values() if isinstance(value, list))
+        lengths = {len(samples) for samples in lists if samples}
         if len(lengths) > 1:
             raise ValueError(f"samples of unequal number: {sorted(lengths)}")
         return self
@@ -135,11 +159,13 @@ class Record(_Frozen):
     grads_in_forward: bool = False
     interpreted: bool = False  # ran in the Triton interpreter: its time means nothing and is not recorded
     times: Times | None = None
+    again: Times | None = None  # of a second worker of the same implementation in the same rounds: an A/A
     memory: Memory | None = None
     agreement: Agreement | None = None
     reference: str  # the row that the suite compares others with
     max_excess: float
     gemm_ms: list[Milliseconds] = []  # the same rounds' N x D x V cuBLAS product
+    probes: Probes | None = None  # None in older records
     gradient_floor_bytes: Bytes
     input_statistics: dict[str, JsonValue] = {}
     input_checksum: str | None = None

@@ -1,61 +1,33 @@
-"""Measures one case: starts a worker per implementation, hands out turns one at a time, and turns answers into records.
+"""Measures one case: starts a worker per implementation, and takes all of them through the phases of the suite.
 
-All workers of a case live side by side, with their inputs, while the GPU belongs to whoever has the turn. A worker that
-fails is gone and keeps its row with a status; the others go on.
+The workers of a group live side by side, with their inputs, while the GPU belongs to whoever has the turn
+(`harness.rounds`). A worker that fails is gone and keeps its row with a status; the others go on.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness import cost
 from harness.case import Case
-from harness.floor import below_floor, time_floors_ms
-from harness.interval import relative_width
-from harness.process import Worker, WorkerFailure
-from harness.record import Agreement, Memory, Provenance, Record, Status, Times
+from harness.groups import Group, groups_of, places_on
+from harness.player import REFEREE, Player
+from harness.process import Worker
+from harness.record import Agreement, Memory, Provenance, Record, Status
+from harness.recording import Recorder
+from harness.rounds import Notice, Rounds
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
-_SHARE_OF_IDLE_WORKERS = 0.5  # of the device's memory: what inputs and contexts of waiting workers may take
-_PROCESS_BYTES = {"cuda": 700 << 20, "cpu": 400 << 20}  # a CUDA context with its modules; torch imported
-
-Notice = Callable[[str, str], None]  # (implementation, phase): what is going on
-
-
-@dataclass
-class Row:
-    """An implementation on its way to a record."""
-
-    implementation: SuiteImplementation
-    worker: Worker | None = None
-    status: Status | None = None  # set when nothing more is asked of it
-    reason: str | None = None
-    opened: dict[str, Any] = field(default_factory=dict)
-    settled: dict[str, Any] = field(default_factory=dict)
-    samples: dict[str, list[Any]] = field(default_factory=dict)
-    memory: Memory | None = None
-    agreement: Agreement | None = None
-    seconds: float = 0.0
-
-    @property
-    def active(self) -> bool:
-        return self.worker is not None and self.status is None
-
-    def fail(self, failure: WorkerFailure) -> None:
-        self.status, self.reason = failure.status, failure.reason
-        self.release()
-
-    def release(self) -> None:
-        if self.worker is not None:
-            self.worker.kill()
-            self.worker = None
+_MOST_SETTLING_AT_ONCE = 8
+_PEAK_IN_LOGITS = 6  # what the hungriest row takes beside its gradients: eager in bf16 with fp32 copies of its logits
 
 
 @dataclass
@@ -84,49 +56,70 @@ class CaseRunner:
         """One record per implementation, in the suite's order."""
         measured = [i for i in self.implementations if i.name != LOWER_BOUND]
         records: dict[str, Record] = {}
-        for group in self._groups(case, measured):
+        twice = self.suite.measured_twice if "time" in self._phases else None
+        for group in groups_of(measured, self.suite.reference, twice, self._places(case)):
             found = self._run_group(case, group, notice)
-            for position, implementation in enumerate(group):
-                if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and len(group) > 1:
+            for position, implementation in enumerate(group.rows):
+                beside = len(group.rows) > 1 or group.guest is not None
+                if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and beside:
                     notice(implementation.name, "again, alone")  # the workers beside it held memory too
-                    found[position] = self._run_group(case, [implementation], notice)[0]
+                    found[position] = self._run_group(case, Group((implementation,)), notice)[0]
             records |= {record.implementation: record for record in found}
-        for implementation in self.implementations:
-            if implementation.name == LOWER_BOUND:
-                records[LOWER_BOUND] = self._lower_bound(case)
+        if any(implementation.name == LOWER_BOUND for implementation in self.implementations):
+            records[LOWER_BOUND] = self._recorder(case).of_lower_bound()
         return [records[i.name] for i in self.implementations]
 
-    def _groups(self, case: Case, rows: Sequence[SuiteImplementation]) -> list[Sequence[SuiteImplementation]]:
-        """Rows that fit the device side by side; each group has its own referee, and so its own GEMM."""
-        each = cost.input_bytes(case) + _PROCESS_BYTES[self.device]
-        size = max(1, int(_SHARE_OF_IDLE_WORKERS * self.device_bytes / each) - 1)
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    @property
+    def _phases(self) -> Sequence[str]:
+        return self.suite.measurement_on(self.device).phases
 
-    def _run_group(self, case: Case, implementations: Sequence[SuiteImplementation], notice: Notice) -> list[Record]:
-        measurement = self.suite.measurement_on(self.device)
-        rows = [Row(i) for i in implementations]
-        referee = Row(SuiteImplementation.model_construct(name="referee", path=None, options={}))
+    @property
+    def _timeout_s(self) -> float:
+        return self.suite.limits.timeout_s
+
+    def _places(self, case: Case) -> int:
+        return places_on(case, self.device, self.device_bytes)
+
+    def _recorder(self, case: Case) -> Recorder:
+        return Recorder(self.suite, case, self.provenance, self.gpu)
+
+    def _run_group(self, case: Case, group: Group, notice: Notice) -> list[Record]:
+        """The records of the group's rows, in their order."""
+        rows = [Player(row) for row in group.rows]
+        guest = Player(group.guest) if group.guest is not None and "time" in self._phases else None
+        second = Player(group.twice, second=True) if group.twice is not None else None
+        companions = [player for player in (guest, second) if player is not None]
+        referee = Player(REFEREE)
         begin = time.monotonic()
         try:
-            self._open(case, rows, referee, notice)
-            statistics = self._ask(referee, "statistics")
-            if "time" in measurement.phases or "memory" in measurement.phases:
-                for row in self._active(rows, "settle", notice):
-                    row.settled = self._ask(row, "settle") or {}
-            if "memory" in measurement.phases and self.device == "cuda":
+            self._open(case, [*rows, *companions], referee, notice)
+            statistics = referee.ask("statistics", self._timeout_s)
+            if "time" in self._phases or "memory" in self._phases:
+                self._settle(case, [*rows, *companions], notice)
+            if "memory" in self._phases and self.device == "cuda":
                 for row in self._active(rows, "memory", notice):
-                    if (answer := self._ask(row, "memory")) is not None:
+                    if (answer := row.ask("memory", self._timeout_s)) is not None:
                         row.memory = Memory.model_validate(answer)
-            if "time" in measurement.phases:
-                self._take_turns(case, rows, referee, begin, notice)
-            if "agreement" in measurement.phases:
+            if "time" in self._phases:
+                reference = guest or next((r for r in rows if r.name == self.suite.reference and r.timed), None)
+                order = random.Random(f"{self.suite.seed} {case.id}")
+                measurement = self.suite.measurement_on(self.device)
+                rounds = Rounds(measurement, self._timeout_s, order, begin, notice)
+                rounds.play([*rows, *([second] if second else [])], referee, reference)
+            for companion in companions:
+                companion.release()  # is not judged: its memory is missing to those who are
+            if "agreement" in self._phases:
                 self._judge(rows, referee, notice)
         finally:
-            for row in [*rows, referee]:
-                self._dismiss(row)
-        return [self._record(case, row, referee, statistics) for row in rows]
+            for player in [*rows, *companions, referee]:
+                self._dismiss(player)
+        recorder = self._recorder(case)
+        return [
+            recorder.of_player(row, referee, statistics, second if row.implementation == group.twice else None, guest)
+            for row in rows
+        ]
 
-    def _open(self, case: Case, rows: list[Row], referee: Row, notice: Notice) -> None:
+    def _open(self, case: Case, players: list[Player], referee: Player, notice: Notice) -> None:
         """Starts all workers and lets them draw their inputs at the same time: nothing is measured yet."""
         notice("all", "open")
         common = {
@@ -134,156 +127,90 @@ class CaseRunner:
             "device": self.device,
             "memory_fraction": self.suite.limits.memory_fraction,
         }
-        for row in [referee, *rows]:
-            row.worker = self._idle.pop(row.implementation.name, None) or Worker(
-                self.logs / f"{row.implementation.name}.log"
-            )
-            if row is referee:
-                row.worker.send("open_referee", **common)
+
+        def start(player: Player) -> None:
+            player.worker = self._idle.pop(player.name, None) or Worker(self.logs / f"{player.name}.log")
+            if player is referee:
+                player.send("open_referee", **common)
             else:
-                chosen = row.implementation
-                row.worker.send("open", path=chosen.location, options=chosen.options, **common)
-        for row in [referee, *rows]:
-            with self._failures_of(row):
-                row.opened = _worker(row).receive("open", self.suite.limits.timeout_s)
-                if "refused" in row.opened:
-                    row.status, row.reason = Status.UNSUPPORTED, row.opened.pop("refused")
-        if referee.status is not None:  # nothing can be judged: every row shares the referee's fate
-            for row in rows:
-                if row.active:
-                    row.fail(WorkerFailure(referee.status, f"the case could not be set up: {referee.reason}"))
-        for row in rows:
-            if row.active and row.opened["input_checksum"] != referee.opened["input_checksum"]:
-                row.fail(WorkerFailure(Status.CRASHED, "drew other inputs than the referee: its checksum differs"))
+                chosen = player.implementation
+                player.send("open", path=chosen.location, options=chosen.options, **common)
 
-    def _dismiss(self, row: Row) -> None:
-        """Ends the row's worker, or keeps it for the next case where that cannot bias a time."""
-        healthy = row.worker is not None and row.status in (None, Status.UNSUPPORTED)
-        if healthy and self.suite.measurement_on(self.device).phases == ["agreement"]:
-            self._idle[row.implementation.name] = _worker(row)
-        else:
-            row.release()
+        def await_answer(player: Player) -> None:
+            player.opened = player.receive("open", self._timeout_s) or {}
+            if "refused" in player.opened:
+                player.status, player.reason = Status.UNSUPPORTED, player.opened.pop("refused")
 
-    def _take_turns(self, case: Case, rows: list[Row], referee: Row, begin: float, notice: Notice) -> None:
-        """Rounds in which everyone has one turn, in a new random order each: drift hits all alike."""
-        measurement = self.suite.measurement_on(self.device)
-        order = random.Random(f"{self.suite.seed} {case.id}")
-        timed = [row for row in rows if row.active and not row.opened["interpreted"]]
-        round_number, wide = 0, timed
-        while any(row.active for row in wide):
-            # beyond the minimum only those play on whose median is not settled, with the rows all are compared to
-            players = [referee, *(r for r in timed if r in wide or r.implementation.name == self.suite.reference)]
-            order.shuffle(players)
-            for row in players:
-                if not row.active:
-                    continue
-                notice(row.implementation.name, f"round {round_number + 1}")
-                turn = self._ask(row, "turn", samples=measurement.samples_per_turn)
-                for key, values in (turn or {}).items():
-                    row.samples.setdefault(key, []).extend(values)
-                if turn is not None:
-                    row.samples.setdefault("round", []).extend([round_number] * measurement.samples_per_turn)
-            round_number += 1
-            if round_number < measurement.minimum_rounds:
+        _side_by_side([referee, *players], max(2, os.cpu_count() or 1), start, await_answer)
+        for player in players:
+            if not player.active:
                 continue
-            wide = [
-                row
-                for row in timed
-                if row.active and relative_width(row.samples["fwd_bwd_ms"]) > measurement.target_interval
-            ]
-            if time.monotonic() - begin > measurement.case_budget_s:
-                break
+            if referee.status is not None:  # nothing can be judged: every row shares the referee's fate
+                player.fail(referee.status, f"the case could not be set up: {referee.reason}")
+            elif player.opened["input_checksum"] != referee.opened["input_checksum"]:
+                player.fail(Status.CRASHED, "drew other inputs than the referee: its checksum differs")
 
-    def _judge(self, rows: list[Row], referee: Row, notice: Notice) -> None:
+    def _settle(self, case: Case, players: Sequence[Player], notice: Notice) -> None:
+        """Compiling, autotuning, warming up: at once where nobody times kernels in order to choose one."""
+
+        def start(player: Player) -> None:
+            notice(player.name, "settle")
+            player.send("settle")
+
+        def await_answer(player: Player) -> None:
+            player.settled = player.receive("settle", self._timeout_s) or {}
+
+        alone = [player for player in players if player.active and player.opened["autotunes"]]
+        together = [player for player in players if player.active and not player.opened["autotunes"]]
+        _side_by_side(together, self._settling_at_once(case), start, await_answer)
+        _side_by_side(alone, 1, start, await_answer)
+
+    def _settling_at_once(self, case: Case) -> int:
+        """How many rows may compile at the same time: as many as find memory, and cores to compile on."""
+        if self.device == "cpu":
+            return 1  # one thread each, and none to spare
+        peak = _PEAK_IN_LOGITS * cost.logits_bytes(case) + 2 * cost.gradient_floor_bytes(case)
+        fitting = int(self.device_bytes / 2 / peak)  # the other half may be taken by waiting workers
+        return max(1, min(_MOST_SETTLING_AT_ONCE, fitting, (os.cpu_count() or 1) // 2))
+
+    def _dismiss(self, player: Player) -> None:
+        """Ends the player's worker, or keeps it for the next case where that cannot bias a time."""
+        healthy = player.worker is not None and player.status in (None, Status.UNSUPPORTED)
+        if healthy and player.worker is not None and self._phases == ["agreement"]:
+            self._idle[player.name] = player.worker
+        else:
+            player.release()
+
+    def _judge(self, rows: list[Player], referee: Player, notice: Notice) -> None:
         """Agreement comes last: its memory and its heat must not touch what is timed."""
         if not any(row.active for row in rows):
             return
         notice("referee", "oracle")
-        eager = self._ask(referee, "eager_errors")
+        eager = referee.ask("eager_errors", self._timeout_s)
         for row in self._active(rows, "agreement", notice):
             if eager is None:
-                row.fail(WorkerFailure(Status.CRASHED, f"could not be judged: the referee {referee.reason}"))
-            elif (answer := self._ask(row, "agree", eager=eager, max_excess=self.suite.max_excess)) is not None:
+                row.fail(Status.CRASHED, f"could not be judged: the referee {referee.reason}")
+                continue
+            answer = row.ask("agree", self._timeout_s, eager=eager, max_excess=self.suite.max_excess)
+            if answer is not None:
                 row.agreement = Agreement.model_validate(answer)
 
-    def _active(self, rows: list[Row], phase: str, notice: Notice) -> Iterator[Row]:
+    def _active(self, rows: Sequence[Player], phase: str, notice: Notice) -> Iterator[Player]:
         for row in rows:
             if row.active:
-                notice(row.implementation.name, phase)
+                notice(row.name, phase)
                 yield row
 
-    def _ask(self, row: Row, what: str, **arguments: Any) -> Any:
-        """The worker's answer; None if it failed, which ends the row."""
-        begin = time.monotonic()
-        answer = None
-        if row.active:
-            with self._failures_of(row):
-                answer = _worker(row).request(what, self.suite.limits.timeout_s, **arguments)
-        row.seconds += time.monotonic() - begin
-        return answer
 
-    @contextmanager
-    def _failures_of(self, row: Row) -> Iterator[None]:
-        try:
-            yield
-        except WorkerFailure as failure:
-            row.fail(failure)
-
-    def _record(self, case: Case, row: Row, referee: Row, statistics: Any) -> Record:
-        status, reason = row.status, row.reason
-        if status is None and row.agreement is not None and row.agreement.failures:
-            status, reason = Status.DISAGREES, "; ".join(row.agreement.failures)
-        if status is None and not row.opened.get("skips_work", False):
-            reason = below_floor(row.samples, time_floors_ms(case, self.gpu))
-            status = Status.IMPOSSIBLE if reason else None
-        return self._new_record(
-            case,
-            row.implementation,
-            status=status or Status.OK,
-            reason=reason,
-            grads_in_forward=row.opened.get("grads_in_forward", False),
-            interpreted=row.opened.get("interpreted", False),
-            times=Times(**row.samples, **row.settled) if row.opened else None,
-            memory=row.memory,
-            agreement=row.agreement,
-            gemm_ms=referee.samples.get("gemm_ms", []),
-            input_statistics=statistics or {},
-            input_checksum=referee.opened.get("input_checksum"),
-            source_sha256=row.opened.get("source_sha256"),
-            duration_s=round(row.seconds, 3),
-        )
-
-    def _lower_bound(self, case: Case) -> Record:
-        """What every implementation must hold at least: the loss after the forward, then the gradients."""
-        loss, gradients = cost.loss_floor_bytes(case), cost.gradient_floor_bytes(case)
-        floors = Memory(
-            fwd_no_grad_peak_bytes=loss,
-            fwd_peak_bytes=loss,
-            bwd_peak_bytes=gradients,
-            fwd_bwd_peak_bytes=gradients,
-            retained_bytes=loss,
-        )
-        row = SuiteImplementation(name=LOWER_BOUND)
-        return self._new_record(case, row, status=Status.OK, analytic=True, memory=floors)
-
-    def _new_record(self, case: Case, implementation: SuiteImplementation, **learnt: Any) -> Record:
-        return Record(
-            suite=self.suite.name,
-            case_id=case.id,
-            case=case,
-            implementation=implementation.name,
-            path=implementation.path,
-            options=implementation.options,
-            expected=self.suite.expectation(implementation.name, case),
-            reference=self.suite.reference,
-            max_excess=self.suite.max_excess,
-            gradient_floor_bytes=cost.gradient_floor_bytes(case),
-            provenance=self.provenance,
-            **learnt,
-        )
-
-
-def _worker(row: Row) -> Worker:
-    if row.worker is None:
-        raise AssertionError(f"{row.implementation.name} has no worker left to ask")
-    return row.worker
+def _side_by_side(
+    players: Sequence[Player], at_once: int, start: Callable[[Player], None], await_answer: Callable[[Player], None]
+) -> None:
+    """Starts each player's request and awaits all answers, with at most `at_once` under way."""
+    waiting: deque[Player] = deque()
+    for player in players:
+        if len(waiting) == at_once:
+            await_answer(waiting.popleft())
+        start(player)
+        waiting.append(player)
+    while waiting:
+        await_answer(waiting.popleft())

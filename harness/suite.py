@@ -170,7 +170,7 @@ class Measurement(_Model):
     phases: Annotated[list[Phase], Field(min_length=1)] = list(PHASES)
     minimum_rounds: Annotated[int, Field(ge=1)] = 10
     samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
-    target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the median's 95 % interval / median
+    target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the 95 % interval of the ratio / the ratio
     case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when a case has taken this
 
     @field_validator("phases")
@@ -228,6 +228,7 @@ class Suite(_Model):
     on_cpu: OnCpu | None = None
     implementations: Annotated[list[SuiteImplementation], Field(min_length=1)]
     reference: str = "baseline"
+    twice: str | None = None  # the row with a second worker, whose ratio to the first is noise; None: the reference
     measurement: Measurement = Measurement()
     limits: Limits = Limits()
     max_excess: Annotated[float, Field(gt=1)] = 4.0
@@ -249,6 +250,11 @@ class Suite(_Model):
         drawn = self.drawn_on(device)
         unique = {case.id: case for case in drawn if not any(where.matches(case) for where in self.exclude)}
         return list(unique.values())
+
+    @property
+    def measured_twice(self) -> str:
+        """The row of the A/A."""
+        return self.twice or self.reference
 
     def measurement_on(self, device: Literal["cuda", "cpu"]) -> Measurement:
         override = self.on_cpu.measurement if device == "cpu" and self.on_cpu else None

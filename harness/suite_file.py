@@ -45,9 +45,10 @@ def _disagreeing_keys(source: Source) -> Iterator[Mistake]:
         if name in names and name in named[:position]:
             yield source.mistake(("implementations", position), f"'{name}' is listed twice")
     reference = source.data.get("reference", "baseline")
-    if names and (reference not in names or reference == LOWER_BOUND):
-        why = "runs nothing" if reference == LOWER_BOUND else "is not among the implementations"
-        yield source.mistake(("reference",), f"'{reference}' {why}{nearest(str(reference), names)}")
+    for key, name in (("reference", reference), ("twice", source.data.get("twice") or reference)):
+        if names and (name not in names or name == LOWER_BOUND) and (key, name) != ("twice", reference):
+            why = "runs nothing" if name == LOWER_BOUND else "is not among the implementations"
+            yield source.mistake((key,), f"'{name}' {why}{nearest(str(name), names)}")
     device = source.data.get("device", "cuda")
     if source.data.get("on_cpu") is not None and device in ("cuda", "cpu"):
         yield source.mistake(("on_cpu",), f"has no effect with device: {device}; use device: auto")

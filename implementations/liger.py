@@ -112,7 +112,14 @@ def _build_fp32_accum() -> LossFunction:
     return build(torch.float32)
 
 
-_liger = partial(Implementation, supports=supports, requires=REQUIRES, grads_in_forward=in_forward, uses_triton=True)
+_liger = partial(
+    Implementation,
+    supports=supports,
+    requires=REQUIRES,
+    grads_in_forward=in_forward,
+    uses_triton=True,
+    autotunes=False,
+)
 
 liger_cutedsl = Implementation(
     build=_build_cutedsl,

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 
 from harness.case import Case
 from harness.cost import gradient_floor_bytes
-from harness.worker import environment, timing
+from harness.worker import environment, probes, timing
 from harness.worker.agreement import agree
 from harness.worker.call import Call
 from harness.worker.device import free_bytes, limit_memory, release_cached_memory, synchronize
@@ -35,6 +35,7 @@ from implementations.registry import REGISTRY, load
 
 _ORACLE_SHARE = 0.6  # of the free memory; the rest stays for the gradients that are compared
 _PRODUCTS_A_SAMPLE = {"cuda": 4, "cpu": 1}  # no-grad forward 1, forward 1, backward 2; a CPU's clock is not of interest
+_COPIES_A_SAMPLE = 4
 _PROBE_SHARE = 8  # the GEMM's output takes at most this fraction of the device's memory, 1/8
 
 Answer = dict[str, JsonValue]
@@ -180,6 +181,7 @@ class ImplementationSession:
             "grads_in_forward": in_forward(self.case) if callable(in_forward) else in_forward,
             "interpreted": self.implementation.uses_triton and self.device.type == "cpu",
             "skips_work": self.implementation.skips_work,
+            "autotunes": self.implementation.autotunes,
             "input_checksum": self.checksum,
             "source_sha256": source_sha256(self.path),
         }
@@ -254,32 +256,44 @@ class RefereeSession:
         self.tensors = draw(self.case, self.device)
         self.checksum = checksum(self.tensors)
         self.watch = timing.stopwatch(self.device)
+        self.nvml = environment.nvml_handle() if self.device.type == "cuda" else None
 
     def opened(self) -> Answer:
         synchronize(self.device)
-        return {"input_checksum": self.checksum}
+        return {"input_checksum": self.checksum, "copy_bytes": probes.bytes_of_a_copy(self.device)}
 
     def statistics(self) -> Answer:
         return input_statistics(self.case, self.tensors)
 
     def turn(self, samples: int) -> Answer:
-        """Times the GEMM; its buffer lives only as long as the turn.
+        """Times a copy within the device and the GEMM; their buffers live only as long as the turn.
 
         A GPU at its power limit takes a few ten milliseconds to lower its clock. Rows work for longer than that before
         they are timed, so the yardstick does too: as many products a sample as a row has at least, one sample untimed.
+        The copies come first, for they draw less power.
         """
-        total = free_bytes(self.device)
-        product = timing.gemm_probe(self.tensors.input, self.tensors.linear_weight, max(1 << 20, total // _PROBE_SHARE))
-        products = _PRODUCTS_A_SAMPLE[self.device.type]
-        gemm_ms: list[JsonValue] = []
+        copies = self._samples(probes.copy_probe(self.device), _COPIES_A_SAMPLE, samples)
+        largest = max(1 << 20, free_bytes(self.device) // _PROBE_SHARE)
+        product = timing.gemm_probe(self.tensors.input, self.tensors.linear_weight, largest)
+        products = self._samples(product, _PRODUCTS_A_SAMPLE[self.device.type], samples, watched=True)
+        return {"copy_ms": copies.pop("ms"), "gemm_ms": products.pop("ms"), **products}
+
+    def _samples(
+        self, work: Callable[[], None], repeats: int, samples: int, watched: bool = False
+    ) -> dict[str, JsonValue]:
+        """Milliseconds of one `work` in each sample of `repeats`, after an untimed one, and what NVML says then."""
+        taken: dict[str, list[Any]] = {}
         for sample in range(samples + 1):
             self.watch.start()
-            for _ in range(products):
-                product()
+            for _ in range(repeats):
+                work()
             self.watch.mark()
+            (elapsed_ms,) = self.watch.elapsed_ms()
             if sample > 0:
-                gemm_ms.append(self.watch.elapsed_ms()[0] / products)
-        return {"gemm_ms": gemm_ms}
+                measured = {"ms": elapsed_ms / repeats, **(environment.gpu_state(self.nvml) if watched else {})}
+                for key, value in measured.items():
+                    taken.setdefault(key, []).append(value)
+        return dict(taken)
 
     def eager_errors(self) -> Answer:
         # a worker holds its gradients beside the oracle, and has to cover the same rows

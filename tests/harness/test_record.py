@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.record import Record, Status, Times
+from harness.record import Probes, Record, Status, Times
 from harness.runs import exit_code
 
 MakeRecord = Callable[..., Record]
@@ -41,6 +41,17 @@ def test_samples_come_in_equal_numbers() -> None:
         Times(fwd_ms=[1.0], bwd_ms=[1.0], fwd_bwd_ms=[2.0], fwd_no_grad_ms=[1.0], round=[0, 1])
     with pytest.raises(ValidationError, match="unequal number"):
         Times(fwd_ms=[1.0], bwd_ms=[1.0], fwd_bwd_ms=[2.0], fwd_no_grad_ms=[1.0], round=[0], power_w=[1.0, 2.0])
+    with pytest.raises(ValidationError, match="unequal number"):
+        Times(fwd_ms=[1.0], bwd_ms=[1.0], fwd_bwd_ms=[2.0], fwd_no_grad_ms=[1.0], round=[0], position=[1, 2])
+    with pytest.raises(ValidationError, match="unequal number"):
+        Probes(copy_ms=[1.0], round=[0, 0])
+
+
+def test_records_from_before_positions_and_probes_load(make_record: MakeRecord) -> None:
+    line = make_record().model_dump(mode="json", exclude={"again": True, "probes": True, "times": {"position"}})
+    record = Record.model_validate(line)
+    assert record.times is not None
+    assert (record.times.position, record.again, record.probes) == ([], None, None)
 
 
 def test_a_record_survives_its_line(make_record: MakeRecord) -> None:

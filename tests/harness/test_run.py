@@ -230,6 +230,40 @@ def test_a_run_killed_anywhere_resumes_to_the_same_records(tmp_path: Path) -> No
     assert len(facts(directory)) == 6 * 3
 
 
+def test_an_interleaved_run_killed_anywhere_resumes_to_the_same_records(tmp_path: Path) -> None:
+    """With real workers and times; test_killed_anywhere.py has many more moments."""
+    suite = tmp_path / "suite.yaml"
+    timed = TINY.replace("phases: [agreement]", "minimum_rounds: 10, case_budget_s: 0.1").replace("slow", "right")
+    suite.write_text(timed.replace("tokens: [4, 8]", "tokens: 4").replace("[0.0, 0.1, 0.5]", "[0.0, 0.1]"))
+    undisturbed, directory = tmp_path / "undisturbed", tmp_path / "run"
+    begin = time.monotonic()
+    assert harness("run", suite, "--out", undisturbed).returncode == 0
+    a_case = (time.monotonic() - begin) / 2
+    moments, command, kills = random.Random(1), ["run", str(suite), "--out", str(directory)], 0
+    for _ in range(4):
+        process = subprocess.Popen([*HARNESS, *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not (directory / "plan.json").exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.3, 1.5) * a_case)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() < 0
+        command = ["run", "--resume", str(directory)]
+    assert harness(*command).returncode == 0
+    assert kills > 1
+
+    def facts(path: Path) -> list[tuple[Any, ...]]:
+        return [
+            (
+                *(r.case_id, r.implementation, r.status, r.agreement, r.input_checksum),
+                *(t and (t.round, t.position) for t in (r.times, r.again, r.probes)),
+            )
+            for r in records(path)
+        ]
+
+    assert facts(directory) == facts(undisturbed)
+    assert len(facts(directory)) == 2 * 3
+
+
 def _size(directory: Path) -> int:
     return len(records(directory)) if (directory / "records.jsonl").exists() else 0
 

@@ -1,35 +1,41 @@
-"""Who is measured beside whom, and who plays on."""
+"""A case from the first worker to the records: phases, groups, A/A, failures."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import scheduler
 from harness.case import Case
 from harness.process import WorkerFailure
-from harness.record import Provenance, Status
-from harness.scheduler import CaseRunner, Row
-from harness.suite import Suite, SuiteImplementation
+from harness.record import Provenance, Record, Status
+from harness.scheduler import CaseRunner
+from harness.suite import Suite
+from tests.harness.fake_worker import FakeWorker
 
 GIB = 1 << 30
-GEMMA2 = Case(tokens=8192, hidden_size=2304, vocab_size=256000)
-SUITE = {
-    "name": "tiny",
-    "description": "d",
-    "grid": {"tokens": 4, "hidden_size": 8, "vocab_size": 32},
-    "implementations": ["lower-bound", "baseline", "liger", "cce"],
-}
+GEMMA2 = Case(tokens=8192, hidden_size=2304, vocab_size=256000)  # inputs of 1.16 GiB
 PROVENANCE = Provenance(
     commit=None, dirty=None, argv=[], started="", device="cuda", device_name="a GPU", environment={}
 )
+SEVERAL_GROUPS = 20 * GIB  # memory for 4 workers with their inputs
 
 
-def runner(device_bytes: int = 80 * GIB, **changes: Any) -> CaseRunner:
-    suite = Suite.model_validate(SUITE | changes)
-    return CaseRunner(
+@pytest.fixture(autouse=True)
+def fake_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(scheduler, "Worker", FakeWorker)
+    FakeWorker.alive, FakeWorker.log = set(), []
+    yield
+    assert FakeWorker.alive == set()  # every worker was ended
+
+
+def measure(*names: str, device_bytes: int = 139 * GIB, **changes: Any) -> dict[str, Record]:
+    rows = ["lower-bound", "baseline", *({"name": name, "path": "a:b"} for name in names)]
+    suite = Suite.model_validate({"name": "tiny", "description": "d", "implementations": rows} | changes)
+    runner = CaseRunner(
         suite=suite,
         device="cuda",
         implementations=suite.implementations,
@@ -38,59 +44,109 @@ def runner(device_bytes: int = 80 * GIB, **changes: Any) -> CaseRunner:
         gpu={},
         logs=Path("/nonexistent"),
     )
+    found = runner.run(GEMMA2, lambda *_: None)
+    assert [record.implementation for record in found] == ["lower-bound", "baseline", *names]
+    return {record.implementation: record for record in found}
 
 
-@pytest.mark.parametrize(("gib", "sizes"), [(139, [12]), (24, [5, 5, 2]), (4, [1] * 12)])
-def test_rows_that_do_not_fit_side_by_side_run_in_groups(gib: int, sizes: list[int]) -> None:
-    rows = [SuiteImplementation.model_construct(name=f"r{k}", path=None, options={}) for k in range(12)]
-    groups = runner(gib * GIB)._groups(GEMMA2, rows)
-    assert [len(group) for group in groups] == sizes
-    assert [row for group in groups for row in group] == rows
+def test_a_record_has_samples_their_place_and_the_probes_of_its_rounds() -> None:
+    one = measure("one")["one"]
+    assert one.status is Status.OK and one.times is not None and one.probes is not None
+    assert len(one.times.fwd_bwd_ms) == len(one.times.position) == len(one.times.sm_clock_mhz) == 20
+    assert len(one.gemm_ms) == len(one.probes.copy_ms) == len(one.probes.throttle_reasons) == 20
+    assert one.probes.round == one.times.round
+    assert all(mine != theirs for mine, theirs in zip(one.times.position, one.probes.position, strict=True))
+    assert one.probes.copy_bytes == GIB
+    assert one.memory is not None and one.agreement is not None
 
 
-class FakeWorker:
-    """Answers turns at once; slow ones vary, steady ones do not."""
-
-    def __init__(self, steady: bool) -> None:
-        self.steady = steady
-        self.turns = 0
-
-    def request(self, what: str, timeout_s: float, samples: int) -> dict[str, list[float]]:
-        assert what == "turn"
-        self.turns += 1
-        spread = 0.0 if self.steady else 0.05 * (self.turns % 7)
-        return {"fwd_bwd_ms": [1.0 + spread] * samples}
+def test_the_reference_is_measured_twice_unless_another_row_is_named() -> None:
+    found = measure("one")
+    assert found["one"].again is None and found["baseline"].again is not None
+    first, second = found["baseline"].times, found["baseline"].again
+    assert first is not None and second is not None
+    assert first.round == second.round and first.position != second.position
+    assert not set(first.fwd_bwd_ms) & set(second.fwd_bwd_ms)
+    assert not any(worker == "baseline-again" and what in ("memory", "agree") for worker, what in FakeWorker.log)
+    found = measure("one", twice="one")
+    assert found["one"].again is not None and found["baseline"].again is None
 
 
-def test_beyond_the_minimum_only_unsettled_rows_the_reference_and_the_gemm_play_on() -> None:
-    measuring = runner(measurement={"minimum_rounds": 10, "samples_per_turn": 2, "case_budget_s": 0.2})
-    workers = {"baseline": FakeWorker(True), "liger": FakeWorker(True), "cce": FakeWorker(False)}
-    rows = [Row(SuiteImplementation(name=name), worker=w, opened={"interpreted": False}) for name, w in workers.items()]  # type: ignore[arg-type]
-    referee = Row(SuiteImplementation.model_construct(name="referee", path=None, options={}), worker=FakeWorker(True))  # type: ignore[arg-type]
-    measuring._take_turns(GEMMA2, rows, referee, time.monotonic(), lambda *_: None)
-    assert workers["liger"].turns == 10
-    assert workers["cce"].turns > 10
-    assert workers["baseline"].turns == workers["cce"].turns
-    assert len(rows[2].samples["round"]) == 2 * workers["cce"].turns
+def test_without_times_nothing_is_measured_twice() -> None:
+    assert measure("one", measurement={"phases": ["memory", "agreement"]})["baseline"].again is None
+    assert "baseline-again" not in {worker for worker, _ in FakeWorker.log}
 
 
-def test_out_of_memory_beside_others_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[list[str]] = []
+def test_groups_have_the_reference_in_their_rounds_and_one_record_of_it() -> None:
+    found = measure("one", "two", "three", "four", device_bytes=SEVERAL_GROUPS)
+    assert found["baseline"].probes is not None and found["baseline"].probes.reference is None
+    groups = {record.gemm_ms[0] for record in found.values() if record.gemm_ms}
+    assert len(groups) == 2  # a GEMM each
+    strangers = [r for r in found.values() if r.gemm_ms and r.gemm_ms != found["baseline"].gemm_ms]
+    assert [record.implementation for record in strangers] == ["three", "four"]
+    for record in strangers:
+        assert record.times is not None and record.probes is not None and record.probes.reference is not None
+        assert record.probes.reference.round == record.times.round
+        assert record.probes.reference.fwd_bwd_ms != found["baseline"].times.fwd_bwd_ms
+    played = [worker for worker, what in FakeWorker.log if what == "agree"]
+    assert played.count("baseline") == 1
 
-    def measured(self: CaseRunner, case: Case, rows: list[SuiteImplementation], notice: Any) -> list[Any]:
-        groups.append([row.name for row in rows])
-        found = []
-        for name in groups[-1]:
-            row = Row(SuiteImplementation(name=name), opened={})
-            if name == "cce" or (name == "baseline" and len(rows) > 1):
-                row.fail(WorkerFailure(Status.OUT_OF_MEMORY, "full"))
-            else:
-                row.fail(WorkerFailure(Status.CRASHED, "stands for anything else"))
-            found.append(self._record(case, row, Row(SuiteImplementation(name="liger")), {}))
-        return found
 
-    monkeypatch.setattr(CaseRunner, "_run_group", measured)
-    statuses = {r.implementation: r.status for r in runner().run(GEMMA2, lambda *_: None)}
-    assert groups == [["baseline", "liger", "cce"], ["baseline"], ["cce"]]
-    assert statuses["baseline"] is Status.CRASHED  # what it came to alone
-    assert statuses["cce"] is Status.OUT_OF_MEMORY
+def test_a_row_that_dies_in_its_turn_leaves_the_others_alone() -> None:
+    found = measure("dies", "one")
+    assert (found["dies"].status, found["one"].status) == (Status.CRASHED, Status.OK)
+    assert found["dies"].reason == "killed by SIGSEGV during 'turn' (in round 4, after 6 samples)"
+    assert found["dies"].times is not None and len(found["dies"].times.fwd_bwd_ms) == 6
+    assert found["dies"].memory is not None
+    assert found["one"].times is not None and len(found["one"].times.fwd_bwd_ms) == 20
+
+
+def test_out_of_memory_beside_others_is_tried_alone() -> None:
+    found = measure("full", "one")
+    assert found["full"].status is Status.OK  # what it came to alone
+    assert found["full"].gemm_ms != found["one"].gemm_ms
+    assert [what for worker, what in FakeWorker.log if worker == "full"][:2] == ["open", "open"]
+
+
+def test_out_of_memory_alone_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWorker, "_settle", _no_memory)
+    found = measure("one", device_bytes=1)
+    assert {found[name].status for name in ("baseline", "one")} == {Status.OUT_OF_MEMORY}
+    assert len([1 for worker, what in FakeWorker.log if (worker, what) == ("one", "settle")]) == 1
+
+
+def _no_memory(self: FakeWorker, **_: Any) -> Any:
+    raise WorkerFailure(Status.OUT_OF_MEMORY, "full")
+
+
+def test_what_is_refused_has_no_turn() -> None:
+    found = measure("refuses", "one")
+    assert (found["refuses"].status, found["refuses"].reason) == (Status.UNSUPPORTED, "does not do that")
+    assert [what for worker, what in FakeWorker.log if worker == "refuses"] == ["open"]
+
+
+def test_who_times_kernels_to_choose_one_settles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    send = FakeWorker.send
+
+    def recorded(self: FakeWorker, what: str, **arguments: Any) -> None:
+        if what == "settle":
+            busy = [name for name in sent if (name, "settle") not in FakeWorker.log]
+            assert not (busy and (self.name.startswith("tunes") or any(name.startswith("tunes") for name in busy)))
+            overlapping.append(len(busy))
+            sent.append(self.name)
+        send(self, what, **arguments)
+
+    overlapping: list[int] = []
+    monkeypatch.setattr(FakeWorker, "send", recorded)
+    monkeypatch.setattr(scheduler.os, "cpu_count", lambda: 16)
+    measure("one", "tunes", "two", "tunes-too")
+    assert sorted(sent) == ["baseline", "baseline-again", "one", "tunes", "tunes-too", "two"]
+    assert max(overlapping) == 1  # memory for two of this size
+
+
+def test_the_referee_s_failure_is_everybody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWorker, "_open_referee", _no_memory)
+    found = measure("one")
+    assert found["one"].status is Status.OUT_OF_MEMORY
+    assert found["one"].reason == "the case could not be set up: full"

@@ -19,11 +19,11 @@ from statistics import NormalDist
 import numpy as np
 
 from harness.analysis.statistics.turns import Floats, Integers, Turns
+from harness.interval import FEWEST_ROUNDS
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 20240229  # any number; the same for all rows, so that no interval depends on which row came first
-FEWEST_ROUNDS = 6  # all of n rounds lie on one side of the median with probability 2^(1-n): under 5 % from 6 on
 
 
 @dataclass(frozen=True)

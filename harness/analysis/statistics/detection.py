@@ -13,9 +13,10 @@ from enum import StrEnum
 import numpy as np
 
 from harness.analysis.formats import percent
-from harness.analysis.statistics.bootstrap import FEWEST_ROUNDS, Interval
+from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.permutation import alike_neighbours_probability, robust_slope, trend_probability
 from harness.analysis.statistics.turns import Turns
+from harness.interval import FEWEST_ROUNDS
 
 SMALLEST_EFFECT = 0.01  # what is smaller moves no verdict, however significant
 _CHANCE = 0.005  # of a finding in a clean run, for each test

@@ -1,0 +1,83 @@
+"""Rounds: every player of a group has one turn in each, in a new random order, until the ratios are known well enough.
+
+Drift of clocks and temperature so hits all of them alike, and cancels in the ratio of two turns of one round.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.interval import by_round, ratio_width, relative_width
+from harness.player import Player
+from harness.suite import Measurement
+
+Notice = Callable[[str, str], None]  # (player, phase): what is going on
+
+
+@dataclass
+class Rounds:
+    """The timed phase of a group. Samples are left with the players, each with its round and its place in it.
+
+    Everyone plays the minimum. Beyond it those play on whose ratio to the reference is not known to `target_interval`,
+    with the reference and the referee, until all are or the case has taken its budget.
+    """
+
+    measurement: Measurement
+    timeout_s: float
+    order: random.Random
+    begin: float  # of the case, on time.monotonic
+    notice: Notice
+
+    def play(self, players: Sequence[Player], referee: Player, reference: Player | None) -> None:
+        """Plays until enough is known. A player that fails is out; the round goes on without it."""
+        number, playing = 0, [player for player in players if player.timed]
+        while any(player.active for player in playing):
+            always = [referee] if reference is None or reference in playing else [referee, reference]
+            self._round(number, [*always, *playing])
+            number += 1
+            if number < self.measurement.minimum_rounds:
+                continue
+            if time.monotonic() - self.begin > self.measurement.case_budget_s:
+                break
+            playing = [
+                player for player in players if player.timed and self._is_wide(player, players, referee, reference)
+            ]
+
+    def _round(self, number: int, playing: list[Player]) -> None:
+        self.order.shuffle(playing)
+        position = 0
+        for player in playing:
+            if not player.active:
+                continue
+            self.notice(player.name, f"round {number + 1}")
+            turn = player.ask("turn", self.timeout_s, samples=self.measurement.samples_per_turn)
+            if turn is None:
+                taken = len(player.samples.get("round", []))
+                player.reason = f"{player.reason} (in round {number + 1}, after {taken} samples)"
+            else:
+                for key, values in turn.items():
+                    player.samples.setdefault(key, []).extend(values)
+                for key, value in (("round", number), ("position", position)):
+                    player.samples.setdefault(key, []).extend([value] * self.measurement.samples_per_turn)
+            position += 1
+
+    def _is_wide(self, player: Player, players: Sequence[Player], referee: Player, reference: Player | None) -> bool:
+        """Whether more rounds are wanted for the player's sake."""
+        if player is reference:  # has no ratio to itself, and plays as long as anybody does
+            others = any(other.timed for other in players if other is not reference)
+            return not others and self._width(player, referee, "gemm_ms") > self.measurement.target_interval
+        if reference is not None and reference.active:
+            width = self._width(player, reference, "fwd_bwd_ms")
+        else:
+            width = self._width(player, referee, "gemm_ms")
+        return width > self.measurement.target_interval
+
+    def _width(self, player: Player, base: Player, key: str) -> float:
+        """Of the player's ratio to `base`; of its time where nobody is left to compare with."""
+        own = by_round(player.samples["round"], player.samples["fwd_bwd_ms"])
+        if not base.active:
+            return relative_width(list(own.values()))
+        return ratio_width(own, by_round(base.samples["round"], base.samples[key]))

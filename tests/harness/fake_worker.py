@@ -1,0 +1,93 @@
+"""A worker without a process: answers every request at once, as a GPU's would, and fails as its name says."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.process import WorkerFailure
+from harness.record import Status
+
+GPU = {"sm_clock_mhz": 1620, "power_w": 700.0, "temperature_c": 60, "throttle_reasons": 4}
+AGREEMENT = {
+    "loss_error": 0.0,
+    "loss_limit": 1e-5,
+    "grad_input_error": 1e-3,
+    "grad_weight_error": 1e-3,
+    "grad_input_excess": 1.0,
+    "grad_weight_excess": 1.0,
+}
+
+
+class FakeWorker:
+    """Takes the place of `harness.process.Worker`. Names that begin with `full` fail beside others, `dies` in round 3,
+    `refuses` when opened; `pause_s` is what every answer takes.
+    """
+
+    pause_s: ClassVar[float] = 0.0
+    alive: ClassVar[set[str]] = set()
+    log: ClassVar[list[tuple[str, str]]] = []  # (worker, request) in the order of the answers
+    _times = itertools.count()
+
+    def __init__(self, log: Path) -> None:
+        self.name = log.stem
+        self.turns = 0
+        self._request: tuple[str, dict[str, Any]] = ("", {})
+        FakeWorker.alive.add(self.name)
+
+    def send(self, what: str, **arguments: Any) -> None:
+        assert self.name in FakeWorker.alive
+        self._request = (what, arguments)
+
+    def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
+        asked, arguments = self._request
+        assert asked.startswith(what)  # the referee's request to open has a name of its own
+        time.sleep(FakeWorker.pause_s)
+        FakeWorker.log.append((self.name, what))
+        if self.name.startswith("full") and FakeWorker.alive > {self.name, "referee"}:
+            raise WorkerFailure(Status.OUT_OF_MEMORY, "full")
+        if self.name.startswith("dies") and self.turns == 3:
+            raise WorkerFailure(Status.CRASHED, "killed by SIGSEGV during 'turn'")
+        answer: dict[str, Any] = getattr(self, f"_{asked}")(**arguments)
+        return answer
+
+    def kill(self) -> None:
+        FakeWorker.alive.discard(self.name)
+
+    close = kill
+
+    def _open_referee(self, **_: Any) -> dict[str, Any]:
+        return {"input_checksum": "c", "copy_bytes": 1 << 30}
+
+    def _open(self, **_: Any) -> dict[str, Any]:
+        if self.name.startswith("refuses"):
+            return {"refused": "does not do that"}
+        traits = {"grads_in_forward": False, "interpreted": False, "skips_work": False}
+        return traits | {"autotunes": self.name.startswith("tunes"), "input_checksum": "c", "source_sha256": None}
+
+    def _statistics(self) -> dict[str, Any]:
+        return {"counted_rows": 4}
+
+    def _settle(self) -> dict[str, Any]:
+        return {"first_call_s": 1.0, "settle_s": 2.0}
+
+    def _memory(self) -> dict[str, Any]:
+        names = ("fwd_no_grad_peak", "fwd_peak", "bwd_peak", "fwd_bwd_peak", "retained")
+        return {f"{name}_bytes": 1 << 20 for name in names}
+
+    def _turn(self, samples: int) -> dict[str, Any]:
+        self.turns += 1
+        state = {key: [value] * samples for key, value in GPU.items()}
+        taken = [60.0 + next(FakeWorker._times) * 1e-6 for _ in range(samples)]  # no two alike: who took which is seen
+        if self.name == "referee":
+            return {"gemm_ms": [value / 4 for value in taken], "copy_ms": [value / 100 for value in taken], **state}
+        columns = {"fwd_no_grad_ms": 0.3, "fwd_ms": 0.4, "bwd_ms": 0.6, "fwd_bwd_ms": 1.0}
+        return {name: [value * share for value in taken] for name, share in columns.items()} | state
+
+    def _eager_errors(self) -> dict[str, Any]:
+        return {}
+
+    def _agree(self, eager: Any, max_excess: float) -> dict[str, Any]:
+        return AGREEMENT
