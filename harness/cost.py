@@ -10,6 +10,20 @@ def gemm_flop(case: Case) -> int:
     return 2 * case.tokens * case.hidden_size * case.vocab_size
 
 
+FORWARD_GEMMS = 1  # the logits
+FORWARD_BACKWARD_GEMMS = 3  # and the two gradients' products
+
+
+def forward_bytes(case: Case) -> int:
+    """Bytes that a forward cannot help to move: it reads its inputs and writes its loss, each once."""
+    return input_bytes(case) + loss_floor_bytes(case)
+
+
+def forward_backward_bytes(case: Case) -> int:
+    """Bytes that forward and backward together cannot help to move: inputs, loss and gradients, each once."""
+    return forward_bytes(case) + gradient_floor_bytes(case)
+
+
 def logits_bytes(case: Case) -> int:
     """Bytes of the (N, V) logits in the case's dtype: what nobody should have to materialise."""
     return case.tokens * case.vocab_size * case.itemsize

@@ -4,7 +4,7 @@ Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are
 
 Format history
 1  first format. Fields that came later have defaults, so that older records load: options, figures, source_sha256,
-   times.position, again, probes
+   times.position, again, probes, skips_work
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ class Record(_Frozen):
     analytic: bool = False  # computed, not measured: the lower bound
     grads_in_forward: bool = False
     interpreted: bool = False  # ran in the Triton interpreter: its time means nothing and is not recorded
+    skips_work: bool = False  # as it declares: the arithmetic's floor does not bind it; False in older records
     times: Times | None = None
     again: Times | None = None  # of a second worker of the same implementation in the same rounds: an A/A
     memory: Memory | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import cost
 from harness.case import Case
-from harness.floor import below_floor, time_floors_ms
+from harness.floor import below_floor, time_floors
 from harness.player import Player
 from harness.record import Memory, Probes, Provenance, Record, Status
 from harness.suite import Suite, SuiteImplementation
@@ -35,8 +35,9 @@ class Recorder:
         status, reason = player.status, player.reason
         if status is None and player.agreement is not None and player.agreement.failures:
             status, reason = Status.DISAGREES, "; ".join(player.agreement.failures)
-        if status is None and not player.opened.get("skips_work", False):
-            reason = below_floor(player.samples, time_floors_ms(self.case, self.gpu))
+        if status is None:
+            floors = time_floors(self.case, self.gpu, _copied_bytes_per_s(referee))
+            reason = below_floor(player.samples, floors, player.opened.get("skips_work", False))
             status = Status.IMPOSSIBLE if reason else None
         return self._record(
             player.implementation,
@@ -44,6 +45,7 @@ class Recorder:
             reason=reason,
             grads_in_forward=player.opened.get("grads_in_forward", False),
             interpreted=player.opened.get("interpreted", False),
+            skips_work=player.opened.get("skips_work", False),
             times=player.times(),
             again=second.times() if second is not None and second.samples else None,
             memory=player.memory,
@@ -92,3 +94,9 @@ def _probes(referee: Player, guest: Player | None) -> Probes | None:
     beside = {key: samples for key, samples in referee.samples.items() if key != "gemm_ms"}
     reference = guest.times() if guest is not None and guest.samples else None
     return Probes(**beside, copy_bytes=referee.opened.get("copy_bytes", 0), reference=reference)
+
+
+def _copied_bytes_per_s(referee: Player) -> float:
+    """What the fastest copy reached; 0 where there was none."""
+    fastest_ms = min(referee.samples.get("copy_ms", []), default=0.0)
+    return referee.opened.get("copy_bytes", 0) / fastest_ms * 1e3 if fastest_ms > 0 else 0.0

@@ -106,7 +106,7 @@ class Implementation:
     grads_in_forward: whether the forward of a case already computes the gradients, so that its split columns do not
         compare with others'; a function of the case where it depends on it.
     uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
-    skips_work: it may leave out part of the arithmetic (a filter), so a time below a physical floor is not impossible.
+    skips_work: it may leave out part of the arithmetic (a filter), so a time below that of its products is possible.
     autotunes: its first calls may time kernels in order to choose one, so the GPU must be theirs alone.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.analysis.frame import read_records
-from harness.analysis.row import to_row
+from harness.analysis.rows import Rows
 
 README = Path("README.md").read_text()
 ORIGIN = re.compile(r"<!-- from (\S+), case (\S+); .*?-->\n((?:\|.*\n)+)")
@@ -21,7 +21,8 @@ def cells(line: str) -> list[str]:
 
 def test_the_table_is_in_the_records() -> None:
     ((directory, case, table),) = ORIGIN.findall(README)
-    measured = {r.implementation: to_row(r) for r in read_records(Path(directory)) if r.case_id == case}
+    records = [r for r in read_records(Path(directory)) if r.case_id == case]
+    measured = {row.implementation: row for row in Rows(records)}
     for line in table.splitlines()[2:]:
         name, time_ms, gemms, peak_mib, grad_input, grad_weight, excess, status = cells(line)
         row = measured.pop(name.split(" (")[0])

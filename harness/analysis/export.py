@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from harness.analysis.frame import to_frame
-from harness.analysis.row import BOOLEAN_COLUMNS, to_row
+from harness.analysis.row import BOOLEAN_COLUMNS
+from harness.analysis.rows import Rows
 from harness.record import Record
 
 
 def as_json(records: Sequence[Record]) -> str:
     """A JSON array with one object, on one line, per case and implementation; null where there is no number."""
-    lines = [json.dumps(asdict(to_row(record)), ensure_ascii=False, allow_nan=False) for record in records]
+    rows = Rows(records)
+    lines = [json.dumps(asdict(rows.of(record)), ensure_ascii=False, allow_nan=False) for record in records]
     return "[" + ",".join(f"\n  {line}" for line in lines) + "\n]"
 
 

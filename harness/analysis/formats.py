@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.case import Case
 
 DASH = "—"
@@ -42,6 +44,21 @@ def seconds(value: float) -> str:
 def percent(value: float) -> str:
     """A fraction in percent: 3.61 %, 20 %."""
     return f"{100 * value:.3g} %"
+
+
+def share(value: float | None) -> str:
+    """A fraction in whole percent: 46 %."""
+    return DASH if value is None else f"{100 * value:.0f} %"
+
+
+def three_places(value: float) -> str:
+    """A ratio of two rows of one run: 0.939, 1.004, 12.345."""
+    return f"{value:.3f}"
+
+
+def interval(low: float | None, high: float | None, written: Callable[[float], str]) -> str:
+    """Both ends of an interval: 71.9-73.4."""
+    return DASH if low is None or high is None else f"{written(low)}-{written(high)}"
 
 
 def error(value: float | None) -> str:

@@ -12,7 +12,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from harness.analysis.coverage import has_plan
-from harness.analysis.row import COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, NESTED_COLUMNS, to_row
+from harness.analysis.row import COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, NESTED_COLUMNS
+from harness.analysis.rows import Rows
 from harness.record import Record
 from harness.run_directory import RunDirectory
 from harness.yaml_source import InvalidFile, Mistake
@@ -57,7 +58,8 @@ def read_records(run: Path) -> list[Record]:
 
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per record, columns as in `Row`; integers stay integers beside missing ones, nested values are JSON."""
-    frame = pd.DataFrame([asdict(to_row(record)) for record in records], columns=list(COLUMNS))
+    rows = Rows(records)
+    frame = pd.DataFrame([asdict(rows.of(record)) for record in records], columns=list(COLUMNS))
     for name in NESTED_COLUMNS:
         frame[name] = [json.dumps(value, sort_keys=True) for value in frame[name]]
     dtypes = {**dict.fromkeys(INTEGER_COLUMNS, "Int64"), **dict.fromkeys(FLOAT_COLUMNS, "float64")}

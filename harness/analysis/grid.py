@@ -10,6 +10,7 @@ from harness.analysis.footnotes import Footnotes, explanation, status_words
 from harness.analysis.formats import DASH, excesses, inputs, number, ratio, shape
 from harness.analysis.heading import tally
 from harness.analysis.row import to_row
+from harness.analysis.rows import Rows
 from harness.case import Case
 from harness.record import NOT_RUN, Record, Status
 
@@ -57,9 +58,13 @@ def agreement_tables(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def summary_table(records: Sequence[Record]) -> str:
+def summary_table(records: Sequence[Record], rows: Rows) -> str:
     """fwd+bwd time in GEMMs, a case per row; the best ok row in bold, one that is not ok in parentheses."""
-    return case_table([record for record in records if not record.analytic], _time_in_gemms)
+
+    def cell(record: Record, others: Mapping[str, Record]) -> str:
+        return _time_in_gemms(record, others, rows)
+
+    return case_table([record for record in records if not record.analytic], cell)
 
 
 def case_table(records: Sequence[Record], cell: Cell) -> str:
@@ -90,12 +95,12 @@ def _agreement(record: Record, notes: Footnotes) -> str:
     return status_words(record.status) + (f" ({values})" if values != DASH else "") + mark
 
 
-def _time_in_gemms(record: Record, others: Mapping[str, Record]) -> str:
-    value = to_row(record).fwd_bwd_gemms
+def _time_in_gemms(record: Record, others: Mapping[str, Record], rows: Rows) -> str:
+    value = rows.of(record).fwd_bwd_gemms
     if value is None:
         return DASH if record.status in NOT_RUN | {Status.OK} else status_words(record.status)
     if record.status is not Status.OK:
         return f"({ratio(value)})"
-    rivals = [to_row(other).fwd_bwd_gemms for other in others.values() if other.status is Status.OK]
+    rivals = [rows.of(other).fwd_bwd_gemms for other in others.values() if other.status is Status.OK]
     best = min(rival for rival in rivals if rival is not None)
     return f"**{ratio(value)}**" if value == best else ratio(value)

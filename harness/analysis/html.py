@@ -14,7 +14,8 @@ from harness.analysis.grid import is_agreement_only
 from harness.analysis.heading import heading
 from harness.analysis.legend import IN_FORWARD, legend
 from harness.analysis.pictures.inline import inline_svg
-from harness.analysis.row import Row, to_row
+from harness.analysis.row import Row
+from harness.analysis.rows import Rows
 from harness.analysis.section import by_setting
 from harness.record import Record, Status
 
@@ -62,6 +63,10 @@ COLUMNS = (
     Column("fwd+bwd MiB", _mib("fwd_bwd_peak_bytes"), _size),
     Column("fwd+bwd ms", _field("fwd_bwd_ms"), formats.ms, is_time=True),
     Column("time in GEMMs", _field("fwd_bwd_gemms"), formats.ratio, is_time=True),
+    Column("to reference", _field("fwd_bwd_to_reference"), formats.three_places, is_time=True),
+    Column("its low end", _field("fwd_bwd_to_reference_low"), formats.three_places, is_time=True),
+    Column("its high end", _field("fwd_bwd_to_reference_high"), formats.three_places, is_time=True),
+    Column("of floor", _field("fwd_bwd_floor_share"), formats.share, is_time=True),
     Column("peak / floor", _field("fwd_bwd_peak_to_floor"), formats.ratio),
     Column("dE error", _field("grad_input_error"), formats.error),
     Column("dC error", _field("grad_weight_error"), formats.error),
@@ -81,8 +86,17 @@ COLUMNS = (
     Column("no-grad fwd MiB", _mib("fwd_no_grad_peak_bytes"), _size),
     Column("retained MiB", _mib("retained_bytes"), _size),
     Column("samples", lambda _, row: row.samples or None),
-    Column("interval / median", _field("fwd_bwd_interval"), formats.percent),
+    Column("rounds", lambda _, row: row.rounds or None),
+    Column("fwd+bwd ms, low end", _field("fwd_bwd_ms_low"), formats.ms),
+    Column("fwd+bwd ms, high end", _field("fwd_bwd_ms_high"), formats.ms),
+    Column("time in GEMMs, low end", _field("fwd_bwd_gemms_low"), formats.ratio),
+    Column("time in GEMMs, high end", _field("fwd_bwd_gemms_high"), formats.ratio),
+    Column("noise", _field("noise"), formats.percent),
+    Column("TFLOP/s", _field("fwd_bwd_tflops"), formats.ratio),
+    Column("GB/s", _field("fwd_bwd_gb_per_s"), formats.ratio),
+    Column("floor ms", _field("fwd_bwd_floor_ms"), formats.ms),
     Column("GEMM ms", _field("gemm_ms"), formats.ms),
+    Column("copy GB/s", _field("copy_gb_per_s"), formats.ratio),
     Column("first call s", _field("first_call_s"), formats.seconds),
     Column("settled in s", _field("settle_s"), formats.seconds),
 )
@@ -148,7 +162,7 @@ def html_report(
     head = heading(records, coverage) if records else ["# No records yet", *(f"- {line}" for line in coverage)]
     title = escape(head[0].removeprefix("# "))
     body = [f"<h1>{title}</h1>", *_prose(head[1:])]
-    tables = _tables(records)
+    tables, rows = _tables(records), Rows(records)
     links = {f"picture-{place}": caption for place, caption in enumerate(pictures or {}, start=1)}
     links |= {f"table-{place}": caption for place, caption in enumerate(tables, start=1)}
     contents = "".join(f'<li><a href="#{name}">{escape(caption)}</a></li>' for name, caption in links.items())
@@ -159,8 +173,8 @@ def html_report(
             "<p>A click on a column's head sorts by it. (Times) in parentheses are of rows that are not ok.</p>"
         )
     for place, (caption, group) in enumerate(tables.items(), start=1):
-        body.append(_table(f"table-{place}", caption, group))
-        body += _prose(legend(group))
+        body.append(_table(f"table-{place}", caption, group, rows))
+        body += _prose(legend(group, rows))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
     return "\n".join(
         [
@@ -184,8 +198,8 @@ def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
     return tables
 
 
-def _table(name: str, caption: str, records: Sequence[Record]) -> str:
-    rows = [(record, to_row(record)) for record in records]
+def _table(name: str, caption: str, records: Sequence[Record], all_rows: Rows) -> str:
+    rows = [(record, all_rows.of(record)) for record in records]
     columns = [column for column in COLUMNS if _is_shown(column, {column.value(*row) for row in rows})]
     heads = "".join(f'<th scope="col"><button type="button">{escape(c.head)}</button></th>' for c in columns)
     lines = [

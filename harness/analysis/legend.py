@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.analysis.formats import mib, ms, number, percent, seconds, shape
-from harness.analysis.row import median_of, to_row
+from harness.analysis.formats import interval, mib, ms, number, percent, seconds, shape, three_places
+from harness.analysis.row import median_of
+from harness.analysis.rows import Rows
+from harness.analysis.statistics.detection import Finding, Kind
+from harness.analysis.statistics.rows import GEMM, TARGET_INTERVAL, gemm_findings
 from harness.case import Case
 from harness.cost import gemm_flop
+from harness.interval import FEWEST_ROUNDS
 from harness.record import Record, Status
 
 IN_FORWARD = "†"
-WIDE = 0.02  # of the median: a difference this small between two rows may be noise
+_HEADS = {  # of the lines that name rows with a finding
+    Kind.DRIFT: "Drift, which ratios of one round do not see",
+    Kind.ORDER_BIAS: "Order",
+    Kind.THROTTLING: "Throttling",
+    Kind.BIMODALITY: "Two clocks",
+}
 
 
-def legend(records: Sequence[Record]) -> list[str]:
+def legend(records: Sequence[Record], rows: Rows) -> list[str]:
     """The lines of one setting, as a markdown list."""
     limits = " or ".join(dict.fromkeys(number(record.max_excess) for record in records))
     floor = mib(records[0].gradient_floor_bytes)
@@ -27,11 +36,31 @@ def legend(records: Sequence[Record]) -> list[str]:
         lines.append("(time) of a row that is not ok; it is not ranked.")
     if any(record.provenance.device == "cpu" for record in timed):
         lines.append("Times on a CPU are for orientation only.")
-    elif wide := _by_smoothing(records, _wide_interval):
-        lines.append(f"Interval of the median wider than {percent(WIDE)}: {wide}.")
+    else:
+        lines += _doubts(records, rows)
     if settled := _by_smoothing(records, _settling):
         lines.append(f"Settled in (first call in parentheses): {settled}.")
     return [f"- {line}" for line in lines]
+
+
+def _doubts(records: Sequence[Record], rows: Rows) -> list[str]:
+    """What limits the times of a GPU: noise, too few rounds, drift, order, throttling."""
+    lines = []
+    if noise := _by_smoothing(records, lambda record: _noise(record, rows)):
+        lines.append(f"A/A, a row over itself in the same rounds: {noise}.")
+    if few := _by_smoothing(records, _too_few_rounds):
+        lines.append(f"No 95 % interval, for fewer than {FEWEST_ROUNDS} rounds: {few}.")
+    if wide := _by_smoothing(records, lambda record: _wide(record, rows)):
+        lines.append(
+            f"95 % interval of the ratio to the reference (its own: of the time) wider than "
+            f"{percent(TARGET_INTERVAL)}: {wide}."
+        )
+    for kind, head in _HEADS.items():
+        found = _by_smoothing(records, lambda record, kind=kind: _found(record, rows, kind))  # type: ignore[misc]
+        gemm = [f"the {GEMM} {finding.sentence}" for finding in _of_the_gemm(records) if finding.kind is kind]
+        if found or gemm:
+            lines.append(f"{head}: {'; '.join([*([found] if found else []), *gemm])}.")
+    return lines
 
 
 def _by_smoothing(records: Sequence[Record], words_of: Callable[[Record], str | None]) -> str:
@@ -40,15 +69,45 @@ def _by_smoothing(records: Sequence[Record], words_of: Callable[[Record], str | 
     texts = []
     for smoothing in smoothings:
         block = [record for record in records if record.case.label_smoothing == smoothing]
-        found = [f"{record.implementation} {words}" for record in block if (words := words_of(record))]
+        found = [
+            f"{record.implementation} {words}".rstrip() for record in block if (words := words_of(record)) is not None
+        ]
         if found:
             texts.append((f"at β = {number(smoothing)} " if len(smoothings) > 1 else "") + ", ".join(found))
     return "; ".join(texts)
 
 
-def _wide_interval(record: Record) -> str | None:
-    width = to_row(record).fwd_bwd_interval
-    return percent(width) if width is not None and width > WIDE else None
+def _noise(record: Record, rows: Rows) -> str | None:
+    """`0.998 [0.992-1.005] over 20 rounds, so 0.8 % or less is noise`."""
+    found = rows.statistics(record)
+    if found is None or found.noise is None:
+        return None
+    ratio = found.noise.ratio
+    ends = interval(ratio.low, ratio.high, three_places)
+    margin = percent(found.noise.margin)
+    return f"{three_places(ratio.estimate)} [{ends}] in {ratio.rounds} rounds, so less than {margin} is noise"
+
+
+def _too_few_rounds(record: Record) -> str | None:
+    times = record.times
+    few = times is not None and 0 < len(set(times.round)) < FEWEST_ROUNDS
+    return "" if few else None
+
+
+def _wide(record: Record, rows: Rows) -> str | None:
+    widths = [finding.size for finding in rows.findings(record) if finding.kind is Kind.TOO_WIDE]
+    return percent(widths[0]) if widths else None
+
+
+def _found(record: Record, rows: Rows, kind: Kind) -> str | None:
+    sentences = [finding.sentence for finding in rows.findings(record) if finding.kind is kind]
+    return sentences[0] if sentences else None
+
+
+def _of_the_gemm(records: Sequence[Record]) -> list[Finding]:
+    """One look at each group of workers, whose rows share a GEMM."""
+    companions = {(record.case_id, tuple(record.gemm_ms)): record for record in records if record.times is not None}
+    return [finding for record in companions.values() for finding in gemm_findings(record)]
 
 
 def _settling(record: Record) -> str | None:
@@ -74,7 +133,16 @@ def _gemm(records: Sequence[Record]) -> list[str]:
     speeds = "; ".join(text if len(texts) == 1 else f"{text} ({', '.join(where)})" for text, where in texts.items())
     on_gpu = records[0].provenance.device == "cuda"
     dtype, library = ("bfloat16", "cuBLAS") if on_gpu else (case.dtype, "torch on the CPU")
-    return [f"One GEMM, {shape(case)} in {dtype} by {library}: {speeds}."]
+    lines = [f"One GEMM, {shape(case)} in {dtype} by {library}: {speeds}."]
+    rates = [
+        record.probes.copy_bytes / copy_ms / 1e6
+        for record in records
+        if record.probes is not None
+        for copy_ms in record.probes.copy_ms
+    ]
+    if rates and on_gpu:
+        lines.append(f"A copy within the GPU's memory in the same rounds: median {median_of(rates):.0f} GB/s.")
+    return lines
 
 
 def _gemm_speed(case: Case, samples: list[float]) -> str:

@@ -11,8 +11,10 @@ from statistics import median
 
 from pydantic import JsonValue
 
-from harness.cost import gemm_flop
-from harness.interval import relative_width
+from harness import cost
+from harness.analysis.statistics.bootstrap import Interval
+from harness.analysis.statistics.rows import RowStatistics
+from harness.floor import Floors, time_floors
 from harness.record import Agreement, Memory, Record, Times
 
 
@@ -45,16 +47,31 @@ class Row:
     analytic: bool
     interpreted: bool
     grads_in_forward: bool
+    skips_work: bool
     fwd_no_grad_ms: float | None
     fwd_no_grad_peak_bytes: int | None
     fwd_ms: float | None
     bwd_ms: float | None
     fwd_bwd_ms: float | None
-    fwd_bwd_interval: float | None  # width of the median's 95 % interval / median
-    fwd_bwd_gemms: float | None  # None on a CPU too, whose times are noise
+    fwd_bwd_ms_low: float | None  # the 95 % interval of the median
+    fwd_bwd_ms_high: float | None
+    fwd_bwd_gemms: float | None  # median of paired ratios; None on a CPU too, whose times are noise
+    fwd_bwd_gemms_low: float | None
+    fwd_bwd_gemms_high: float | None
+    fwd_bwd_to_reference: float | None  # median of paired ratios
+    fwd_bwd_to_reference_low: float | None
+    fwd_bwd_to_reference_high: float | None
+    noise: float | None  # the least difference from 1 that the row's A/A leaves to be seen
+    findings: list[str]  # what may be wrong with its times
+    fwd_bwd_tflops: float | None  # of the ideal work, three products
+    fwd_bwd_gb_per_s: float | None  # of the ideal work: inputs and gradients moved once
+    fwd_bwd_floor_ms: float | None
+    fwd_bwd_floor_share: float | None  # of the time: 1 is as fast as the GPU can be
     gemm_ms: float | None
     gemm_tflops: float | None
+    copy_gb_per_s: float | None
     samples: int
+    rounds: int
     fwd_peak_bytes: int | None
     bwd_peak_bytes: int | None
     fwd_bwd_peak_bytes: int | None
@@ -87,15 +104,26 @@ COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
 INTEGER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("int"))
 BOOLEAN_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type) == "bool")
 FLOAT_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("float"))
-NESTED_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row) if str(field.type).startswith("dict"))
+NESTED_COLUMNS: tuple[str, ...] = tuple(
+    field.name for field in fields(Row) if str(field.type).startswith(("dict", "list"))
+)
 
 
-def to_row(record: Record) -> Row:
-    """Flattens a record: medians of its samples, ratios to the GEMM of the same rounds and to the gradient floor."""
+def to_row(record: Record, statistics: RowStatistics | None = None) -> Row:
+    """Flattens a record: medians of its samples, and with its statistics ratios and intervals.
+
+    Where too few rounds were played for an interval, the time in GEMMs is the quotient of the medians.
+    """
     case, times = record.case, record.times or Times()
     gemm_ms, fwd_bwd_ms = median_of(record.gemm_ms), median_of(times.fwd_bwd_ms)
     peak = _memory(record.memory, "fwd_bwd_peak_bytes")
     on_cpu = record.provenance.device == "cpu"
+    time = _Ends.of(statistics.time_ms if statistics else None)
+    gemms = _Ends.of(statistics.to_gemm if statistics else None)
+    if gemms.middle is None and fwd_bwd_ms is not None and gemm_ms and not on_cpu:
+        gemms = _Ends(fwd_bwd_ms / gemm_ms)
+    to_reference = _Ends.of(statistics.to_reference if statistics else None)
+    floor_ms = _floors(record).higher_ms if fwd_bwd_ms is not None else None
     return Row(
         suite=record.suite,
         case=record.case_id,
@@ -122,16 +150,33 @@ def to_row(record: Record) -> Row:
         analytic=record.analytic,
         interpreted=record.interpreted,
         grads_in_forward=record.grads_in_forward,
+        skips_work=record.skips_work,
         fwd_no_grad_ms=median_of(times.fwd_no_grad_ms),
         fwd_no_grad_peak_bytes=_memory(record.memory, "fwd_no_grad_peak_bytes"),
         fwd_ms=median_of(times.fwd_ms),
         bwd_ms=median_of(times.bwd_ms),
         fwd_bwd_ms=fwd_bwd_ms,
-        fwd_bwd_interval=relative_width(times.fwd_bwd_ms) if times.fwd_bwd_ms else None,
-        fwd_bwd_gemms=fwd_bwd_ms / gemm_ms if fwd_bwd_ms is not None and gemm_ms and not on_cpu else None,
+        fwd_bwd_ms_low=time.low,
+        fwd_bwd_ms_high=time.high,
+        fwd_bwd_gemms=gemms.middle,
+        fwd_bwd_gemms_low=gemms.low,
+        fwd_bwd_gemms_high=gemms.high,
+        fwd_bwd_to_reference=to_reference.middle,
+        fwd_bwd_to_reference_low=to_reference.low,
+        fwd_bwd_to_reference_high=to_reference.high,
+        noise=statistics.noise.margin if statistics and statistics.noise else None,
+        findings=[finding.sentence for finding in statistics.findings] if statistics else [],
+        fwd_bwd_tflops=_per_ms(cost.FORWARD_BACKWARD_GEMMS * cost.gemm_flop(case) / 1e9, fwd_bwd_ms),
+        fwd_bwd_gb_per_s=_per_ms(cost.forward_backward_bytes(case) / 1e6, fwd_bwd_ms),
+        fwd_bwd_floor_ms=floor_ms,
+        fwd_bwd_floor_share=_per_ms(floor_ms, fwd_bwd_ms),
         gemm_ms=gemm_ms,
-        gemm_tflops=gemm_flop(case) / gemm_ms / 1e9 if gemm_ms else None,
+        gemm_tflops=_per_ms(cost.gemm_flop(case) / 1e9, gemm_ms),
+        copy_gb_per_s=_per_ms(record.probes.copy_bytes / 1e6, median_of(record.probes.copy_ms))
+        if record.probes
+        else None,
         samples=len(times.fwd_bwd_ms),
+        rounds=len(set(times.round)),
         fwd_peak_bytes=_memory(record.memory, "fwd_peak_bytes"),
         bwd_peak_bytes=_memory(record.memory, "bwd_peak_bytes"),
         fwd_bwd_peak_bytes=peak,
@@ -164,6 +209,29 @@ def to_row(record: Record) -> Row:
 def median_of(samples: list[float]) -> float | None:
     """The median of raw samples; None if there are none."""
     return median(samples) if samples else None
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """An interval that may not be there."""
+
+    middle: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @staticmethod
+    def of(interval: Interval | None) -> _Ends:
+        return _Ends() if interval is None else _Ends(interval.estimate, interval.low, interval.high)
+
+
+def _floors(record: Record) -> Floors:
+    """Of its fwd+bwd, on the GPU that its environment describes."""
+    gpu = record.provenance.environment.get("gpu")
+    return time_floors(record.case, gpu if isinstance(gpu, dict) else {})["fwd_bwd_ms"]
+
+
+def _per_ms(amount: float | None, time_ms: float | None) -> float | None:
+    return amount / time_ms if amount is not None and time_ms else None
 
 
 def _memory(memory: Memory | None, name: str) -> int | None:

@@ -8,9 +8,22 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
-from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting
+from harness.analysis.formats import (
+    DASH,
+    error,
+    excesses,
+    interval,
+    mib,
+    ms,
+    number,
+    ratio,
+    setting,
+    share,
+    three_places,
+)
 from harness.analysis.legend import IN_FORWARD, legend
-from harness.analysis.row import Row, to_row
+from harness.analysis.row import Row
+from harness.analysis.rows import Rows
 from harness.case import Case
 from harness.record import COMPLETED, Record, Status
 
@@ -22,7 +35,10 @@ HEADERS = (
     "bwd ms",
     "fwd+bwd MiB",
     "fwd+bwd ms",
+    "95 %",
     "time in GEMMs",
+    "to reference",
+    "of floor",
     "peak / floor",
     "dE error",
     "dC error",
@@ -48,22 +64,22 @@ def by_setting(records: Sequence[Record]) -> dict[Case, list[Record]]:
     return settings
 
 
-def section(records: Sequence[Record]) -> list[str]:
-    """The lines of one setting: heading, table, what the table's marks mean."""
+def section(records: Sequence[Record], rows: Rows) -> list[str]:
+    """The lines of one setting: heading, table, what the table's marks mean. `rows` may hold other settings' too."""
     case, notes = records[0].case, Footnotes()
     table = tabulate(
-        _body(records, notes),
+        _body(records, rows, notes),
         headers=HEADERS,
         tablefmt="pipe",
         colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
         disable_numparse=True,
     )
-    return [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), "", *_figures(records)]
+    return [f"## {setting(case)}", "", table, "", *legend(records, rows), *notes.lines(), "", *_figures(records, rows)]
 
 
-def _figures(records: Sequence[Record]) -> list[str]:
+def _figures(records: Sequence[Record], all_rows: Rows) -> list[str]:
     """A table of what implementations say of themselves; nothing where none does."""
-    rows = [row for row in map(to_row, records) if row.figures]
+    rows = [row for row in map(all_rows.of, records) if row.figures]
     if not rows:
         return []
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
@@ -78,11 +94,11 @@ def _figures(records: Sequence[Record]) -> list[str]:
     return ["What the implementations say of themselves, not judged:", "", table, ""]
 
 
-def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:
+def _body(records: Sequence[Record], rows: Rows, notes: Footnotes) -> list[list[str]]:
     # the lower bound is the same for every label smoothing: once, on top of all blocks
     analytic = {record.implementation: record for record in reversed(records) if record.analytic}
     names = dict.fromkeys(record.implementation for record in records)
-    body = [_cells(analytic[name], Best(None, None), notes) for name in names if name in analytic]
+    body = [_cells(analytic[name], rows, Best(None, None), notes) for name in names if name in analytic]
     for smoothing in sorted({record.case.label_smoothing for record in records}, reverse=True):
         title = f"*Smoothing β > 0: β = {number(smoothing)}*" if smoothing else "*Smoothing β = 0*"
         block = {
@@ -91,9 +107,9 @@ def _body(records: Sequence[Record], notes: Footnotes) -> list[list[str]]:
             if record.case.label_smoothing == smoothing and not record.analytic
         }
         if block:
-            best = _best([to_row(record) for record in block.values()])
+            best = _best([rows.of(record) for record in block.values()])
             body.append([title] + [""] * (len(HEADERS) - 1))
-            body += [_cells(block[name], best, notes) for name in names if name in block]
+            body += [_cells(block[name], rows, best, notes) for name in names if name in block]
     return body
 
 
@@ -105,8 +121,8 @@ def _best(rows: Sequence[Row]) -> Best:
     )
 
 
-def _cells(record: Record, best: Best, notes: Footnotes) -> list[str]:
-    row = to_row(record)
+def _cells(record: Record, rows: Rows, best: Best, notes: Footnotes) -> list[str]:
+    row = rows.of(record)
     ok = record.status is Status.OK and not record.analytic
 
     def time(text: str) -> str:
@@ -129,7 +145,10 @@ def _cells(record: Record, best: Best, notes: Footnotes) -> list[str]:
         time(ms(row.bwd_ms)),
         peak,
         total,
+        time(interval(row.fwd_bwd_ms_low, row.fwd_bwd_ms_high, ms)),
         time(ratio(row.fwd_bwd_gemms)),
+        time(_to_reference(row)),
+        time(share(row.fwd_bwd_floor_share)),
         ratio(row.fwd_bwd_peak_to_floor),
         error(row.grad_input_error),
         error(row.grad_weight_error),
@@ -137,3 +156,12 @@ def _cells(record: Record, best: Best, notes: Footnotes) -> list[str]:
         time(ms(row.fwd_no_grad_ms)),
         f"{status} {notes.mark(words)}" if words else status,
     ]
+
+
+def _to_reference(row: Row) -> str:
+    if row.implementation == row.reference and row.samples:
+        return "1"
+    if row.fwd_bwd_to_reference is None:
+        return DASH
+    ends = interval(row.fwd_bwd_to_reference_low, row.fwd_bwd_to_reference_high, three_places)
+    return f"{three_places(row.fwd_bwd_to_reference)} [{ends}]"

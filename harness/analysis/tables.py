@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from harness.analysis.grid import agreement_tables, is_agreement_only, summary_table
 from harness.analysis.heading import heading
-from harness.analysis.row import to_row
+from harness.analysis.rows import Rows
 from harness.analysis.section import by_setting, section
 from harness.record import Record
 
@@ -22,9 +22,9 @@ def markdown_report(records: Sequence[Record], coverage: Sequence[str] = ()) -> 
     if is_agreement_only(records):
         lines += agreement_tables(records)
     else:
-        settings = by_setting(records)
-        if len(settings) > 1 and any(to_row(record).fwd_bwd_gemms for record in records):
-            lines += ["## Overview: fwd+bwd time in GEMMs", "", summary_table(records), ""]
+        settings, rows = by_setting(records), Rows(records)
+        if len(settings) > 1 and any(row.fwd_bwd_gemms for row in rows):
+            lines += ["## Overview: fwd+bwd time in GEMMs", "", summary_table(records, rows), ""]
         for group in settings.values():
-            lines += section(group)
+            lines += section(group, rows)
     return "\n".join(lines).rstrip("\n")

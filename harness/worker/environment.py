@@ -67,8 +67,17 @@ def _nvml_facts() -> dict[str, JsonValue]:
         "driver": pynvml.nvmlSystemGetDriverVersion(),
         "max_sm_clock_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
         "max_memory_clock_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "memory_bus_bits": _memory_bus_bits(handle),
         "power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
     }
+
+
+def _memory_bus_bits(handle: Any) -> int | None:
+    """Width of the memory bus, None where the driver does not tell."""
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryBusWidth(handle))
+    except pynvml.NVMLError:
+        return None
 
 
 def gpu_state(handle: Any | None) -> dict[str, float | int]:

@@ -23,7 +23,7 @@ AGREEMENT = {
 
 class FakeWorker:
     """Takes the place of `harness.process.Worker`. Names that begin with `full` fail beside others, `dies` in round 3,
-    `refuses` when opened; `pause_s` is what every answer takes.
+    `refuses` when opened, `instant` is faster than any GPU; `pause_s` is what every answer takes.
     """
 
     pause_s: ClassVar[float] = 0.0
@@ -64,7 +64,7 @@ class FakeWorker:
     def _open(self, **_: Any) -> dict[str, Any]:
         if self.name.startswith("refuses"):
             return {"refused": "does not do that"}
-        traits = {"grads_in_forward": False, "interpreted": False, "skips_work": False}
+        traits = {"grads_in_forward": False, "interpreted": False, "skips_work": "skips" in self.name}
         return traits | {"autotunes": self.name.startswith("tunes"), "input_checksum": "c", "source_sha256": None}
 
     def _statistics(self) -> dict[str, Any]:
@@ -83,6 +83,8 @@ class FakeWorker:
         taken = [60.0 + next(FakeWorker._times) * 1e-6 for _ in range(samples)]  # no two alike: who took which is seen
         if self.name == "referee":
             return {"gemm_ms": [value / 4 for value in taken], "copy_ms": [value / 100 for value in taken], **state}
+        if self.name.startswith("instant"):
+            taken = [value / 1e4 for value in taken]
         columns = {"fwd_no_grad_ms": 0.3, "fwd_ms": 0.4, "bwd_ms": 0.6, "fwd_bwd_ms": 1.0}
         return {name: [value * share for value in taken] for name, share in columns.items()} | state
 

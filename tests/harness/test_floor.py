@@ -5,26 +5,66 @@ from __future__ import annotations
 import pytest
 
 from harness.case import Case
-from harness.floor import below_floor, time_floors_ms
+from harness.floor import Floors, below_floor, time_floors
 
 CASE = Case(tokens=8192, hidden_size=2304, vocab_size=256000)
-H200 = {"compute_capability": [9, 0], "max_sm_clock_mhz": 1980, "multiprocessors": 132}
+H200 = {
+    "compute_capability": [9, 0],
+    "max_sm_clock_mhz": 1980,
+    "multiprocessors": 132,
+    "max_memory_clock_mhz": 3201,
+    "memory_bus_bits": 6144,
+}
 
 
 def test_an_h200_needs_nine_ms_for_the_gemma2_logits() -> None:
-    floors = time_floors_ms(CASE, H200)
-    assert floors["fwd_no_grad_ms"] == pytest.approx(9.03, abs=0.01)  # cuBLAS takes 12.2
-    assert floors["fwd_bwd_ms"] == pytest.approx(27.08, abs=0.01)
+    floors = time_floors(CASE, H200)
+    assert floors["fwd_no_grad_ms"].arithmetic_ms == pytest.approx(9.03, abs=0.01)  # cuBLAS takes 12.2
+    assert floors["fwd_bwd_ms"].arithmetic_ms == pytest.approx(27.08, abs=0.01)
 
 
-@pytest.mark.parametrize("gpu", [{}, {**H200, "compute_capability": [7, 5]}, {**H200, "max_sm_clock_mhz": None}])
-def test_an_unknown_gpu_has_no_floor(gpu: dict[str, object]) -> None:
-    assert time_floors_ms(CASE, gpu) == {}
+def test_an_h200_needs_half_a_ms_to_read_and_write_gemma2_s_head() -> None:
+    floors = time_floors(CASE, H200)
+    assert floors["fwd_no_grad_ms"].bytes_ms == pytest.approx(1.2174 / 4.917, abs=0.001)  # GB over TB/s
+    assert floors["fwd_bwd_ms"].bytes_ms == pytest.approx(2 * 1.2174 / 4.917, abs=0.001)
+    assert floors["fwd_bwd_ms"].higher_ms == floors["fwd_bwd_ms"].arithmetic_ms
+
+
+def test_a_copy_that_is_faster_than_the_clocks_promise_lowers_the_floor() -> None:
+    slow, fast = (time_floors(CASE, H200, rate)["fwd_bwd_ms"].bytes_ms for rate in (4.2e12, 9.834e12))
+    assert slow == time_floors(CASE, H200)["fwd_bwd_ms"].bytes_ms
+    assert fast == pytest.approx(slow / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "known"),
+    [
+        ({}, (False, False)),
+        ({**H200, "compute_capability": [7, 5]}, (False, True)),
+        ({**H200, "max_sm_clock_mhz": None}, (False, True)),
+        ({key: value for key, value in H200.items() if key != "memory_bus_bits"}, (True, False)),  # older records
+    ],
+)
+def test_an_unknown_gpu_has_no_floor(gpu: dict[str, object], known: tuple[bool, bool]) -> None:
+    for floor in time_floors(CASE, gpu).values():
+        assert (floor.arithmetic_ms is not None, floor.bytes_ms is not None) == known
+        assert (floor.higher_ms is not None) == any(known)
 
 
 def test_only_what_is_below_is_impossible() -> None:
-    floors = time_floors_ms(CASE, H200)
+    floors = time_floors(CASE, H200)
     assert below_floor({"fwd_no_grad_ms": [12.0] * 5, "fwd_bwd_ms": [40.0] * 5}, floors) is None
     assert below_floor({}, floors) is None
+    assert below_floor({"fwd_bwd_ms": [1e-9]}, {"fwd_bwd_ms": Floors(None, None)}) is None
     found = below_floor({"fwd_no_grad_ms": [12.0] * 5, "fwd_bwd_ms": [20.0, 26.0, 90.0]}, floors)
-    assert found == ("fwd_bwd_ms 26 is below 27.1, the time of its 3 products at the GPU's peak rate and highest clock")
+    assert found == "fwd_bwd_ms 26 is below 27.1, the time of its products at the GPU's peak rate and highest clock"
+
+
+def test_what_skips_products_still_has_to_read_and_write() -> None:
+    floors = time_floors(CASE, H200)
+    assert below_floor({"fwd_bwd_ms": [20.0]}, floors, skips_work=True) is None
+    found = below_floor({"fwd_bwd_ms": [0.4]}, floors, skips_work=True)
+    assert found == (
+        "fwd_bwd_ms 0.4 is below 0.495, "
+        "the time to read its inputs and write its results once at the memory's peak rate"
+    )

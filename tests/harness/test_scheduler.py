@@ -32,7 +32,9 @@ def fake_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert FakeWorker.alive == set()  # every worker was ended
 
 
-def measure(*names: str, device_bytes: int = 139 * GIB, **changes: Any) -> dict[str, Record]:
+def measure(
+    *names: str, device_bytes: int = 139 * GIB, gpu: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Record]:
     rows = ["lower-bound", "baseline", *({"name": name, "path": "a:b"} for name in names)]
     suite = Suite.model_validate({"name": "tiny", "description": "d", "implementations": rows} | changes)
     runner = CaseRunner(
@@ -41,7 +43,7 @@ def measure(*names: str, device_bytes: int = 139 * GIB, **changes: Any) -> dict[
         implementations=suite.implementations,
         provenance=PROVENANCE,
         device_bytes=device_bytes,
-        gpu={},
+        gpu=gpu or {},
         logs=Path("/nonexistent"),
     )
     found = runner.run(GEMMA2, lambda *_: None)
@@ -150,3 +152,16 @@ def test_the_referee_s_failure_is_everybody_s(monkeypatch: pytest.MonkeyPatch) -
     found = measure("one")
     assert found["one"].status is Status.OUT_OF_MEMORY
     assert found["one"].reason == "the case could not be set up: full"
+
+
+def test_what_is_faster_than_the_gpu_is_impossible_unless_it_skips_that_work() -> None:
+    gpu = {"compute_capability": [9, 0], "max_sm_clock_mhz": 1980, "multiprocessors": 132}
+    found = measure("instant", "instant-skips", "one", gpu=gpu)
+    assert {name: found[name].status.value for name in ("instant", "instant-skips", "one")} == {
+        "instant": "impossible",
+        "instant-skips": "ok",
+        "one": "ok",
+    }
+    assert found["instant-skips"].skips_work and not found["one"].skips_work
+    found = measure("instant-skips", gpu=gpu | {"max_memory_clock_mhz": 3201, "memory_bus_bits": 6144})
+    assert found["instant-skips"].status is Status.IMPOSSIBLE  # nobody skips reading the inputs

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.analysis.statistics.detection import Finding, bimodality, drift, too_wide
-from harness.analysis.statistics.ratio import ratio_interval, time_interval
+from harness.analysis.statistics.detection import Finding, bimodality, drift, order_bias, too_wide
+from harness.analysis.statistics.ratio import NoiseFloor, noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.throttling import throttling
-from harness.analysis.statistics.turns import Turns, gemm_turns_of, turns_of
+from harness.analysis.statistics.turns import Turns, gemm_turns_of, paired, places_of, timed_turns, turns_of
 from harness.record import Record, Times
 
 TARGET_INTERVAL = 0.02  # records do not hold the suite's: what the reports call too wide
+GEMM = "GEMM"
 
 
 @dataclass(frozen=True)
@@ -24,27 +25,36 @@ class RowStatistics:
     time_ms: Interval | None
     to_reference: Interval | None  # paired ratio; None for the reference itself
     to_gemm: Interval | None  # paired ratio to the GEMM of the same rounds; None on a CPU
+    noise: NoiseFloor | None  # of the row against its second worker, where it has one
     findings: tuple[Finding, ...]
 
 
 def row_statistics(records: Sequence[Record], target_interval: float = TARGET_INTERVAL) -> list[RowStatistics]:
     """One per timed record, in the order of the records."""
     return [
-        _statistics(record, record.times, turns, _reference_of(record, records), target_interval)
+        _statistics(record, record.times, turns, _reference_turns(record, records), target_interval)
         for record in records
         if record.times is not None and (turns := turns_of(record)) is not None
     ]
 
 
+def gemm_findings(record: Record) -> list[Finding]:
+    """What is to be said of the GEMM beside the record: it is in every ratio to it."""
+    gemm = gemm_turns_of(record)
+    found = drift(gemm) if gemm is not None and record.provenance.device != "cpu" else None
+    return [found] if found is not None else []
+
+
 def _statistics(
-    record: Record, times: Times, turns: Turns, reference: Record | None, target_interval: float
+    record: Record, times: Times, turns: Turns, base: Turns | None, target_interval: float
 ) -> RowStatistics:
-    base = turns_of(reference) if reference is not None else None
     gemm = gemm_turns_of(record) if record.provenance.device != "cpu" else None
-    time_ms = time_interval(turns)
+    again = timed_turns(record.implementation, record.again)
+    time_ms, to_reference = time_interval(turns), ratio_interval(turns, base) if base is not None else None
     found = (
-        too_wide(turns.name, time_ms, target_interval),
+        too_wide(turns.name, to_reference or time_ms, target_interval),
         drift(turns),
+        _order_bias(turns, gemm, times),
         bimodality(turns),
         throttling(turns.name, times),
     )
@@ -52,19 +62,31 @@ def _statistics(
         case_id=record.case_id,
         implementation=record.implementation,
         time_ms=time_ms,
-        to_reference=ratio_interval(turns, base) if base is not None else None,
+        to_reference=to_reference,
         to_gemm=ratio_interval(turns, gemm) if gemm is not None else None,
+        noise=noise_floor(turns, again) if again is not None else None,
         findings=tuple(finding for finding in found if finding is not None),
     )
 
 
-def _reference_of(record: Record, records: Sequence[Record]) -> Record | None:
-    """The reference that played the same rounds: groups of a case (`harness.scheduler`) differ in their GEMM."""
+def _order_bias(turns: Turns, gemm: Turns | None, times: Times) -> Finding | None:
+    """Asked of the ratio to the GEMM, from which the drift has cancelled; of the times where there is none."""
+    common = turns if gemm is None else paired(turns, gemm)
+    found = order_bias(common, places_of(times, common))
+    return None if found is None else Finding(found.kind, turns.name, found.size, found.sentence)
+
+
+def _reference_turns(record: Record, records: Sequence[Record]) -> Turns | None:
+    """The reference in the record's rounds: of its own group of workers, which has a GEMM of its own."""
+    if record.implementation == record.reference:
+        return None
+    if record.probes is not None and record.probes.reference is not None:
+        return timed_turns(record.reference, record.probes.reference)
     for other in records:
         if (
-            other.implementation == record.reference != record.implementation
+            other.implementation == record.reference
             and other.case_id == record.case_id
             and other.gemm_ms == record.gemm_ms
         ):
-            return other
+            return turns_of(other)
     return None

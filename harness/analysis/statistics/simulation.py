@@ -45,7 +45,7 @@ LIKE_H200 = NoiseModel(sample_noise=0.0125, turn_noise=0.012, drift=0.0)
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRun:
-    """What a run would have recorded, and what a record does not hold: everyone's place in each round."""
+    """What a run would have recorded, and what no record knows: when the clock was slow."""
 
     turns: dict[str, Turns]
     positions: dict[str, Integers]  # (R,) 0 for who had the first turn of the round
@@ -63,6 +63,7 @@ class SimulatedRun:
             bwd_ms=[time_ms / 2 for time_ms in whole],
             fwd_bwd_ms=whole,
             round=np.repeat(turns.rounds, samples).tolist(),
+            position=np.repeat(self.positions[name], samples).tolist(),
             sm_clock_mhz=np.repeat(_BEST_CLOCK_MHZ / self.slowdown[name], samples).astype(int).tolist(),
             throttle_reasons=np.repeat(_HW_THERMAL * self.throttled[name], samples).astype(int).tolist(),
         )

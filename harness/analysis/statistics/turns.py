@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness.record import Record
+from harness.record import Record, Times
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -46,9 +46,22 @@ class Turns:
 
 def turns_of(record: Record, column: TimeColumn = "fwd_bwd_ms") -> Turns | None:
     """A record's samples of one column; None if it was not timed. Raises ValueError if turns differ in length."""
-    if record.times is None or not record.times.round:
+    return timed_turns(record.implementation, record.times, column)
+
+
+def timed_turns(name: str, times: Times | None, column: TimeColumn = "fwd_bwd_ms") -> Turns | None:
+    """The samples of one column of a row, of its second worker, or of a reference from another group."""
+    if times is None or not times.round:
         return None
-    return arranged(record.implementation, record.times.round, getattr(record.times, column))
+    return arranged(name, times.round, getattr(times, column))
+
+
+def places_of(times: Times, turns: Turns) -> list[int] | None:
+    """The place in the round of each of the row's `turns`, 0 for the first; None where none was recorded."""
+    if not times.position:
+        return None
+    places = dict(zip(times.round, times.position, strict=True))
+    return [places[int(number)] for number in turns.rounds]
 
 
 def gemm_turns_of(record: Record) -> Turns | None:

@@ -106,7 +106,7 @@ def test_csv_and_json_say_the_same(records: list[Record]) -> None:
         for name, value in row.items():
             if value is None:
                 assert pd.isna(read[name]), name
-            elif isinstance(value, dict):
+            elif isinstance(value, dict | list):
                 assert json.loads(read[name]) == value
             else:
                 assert read[name] == value, name

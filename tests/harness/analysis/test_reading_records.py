@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 from harness.analysis.frame import read_records, to_frame
 from harness.analysis.row import COLUMNS
-from harness.record import Record
+from harness.analysis.statistics.error_rates import simulated_case
+from harness.analysis.statistics.ratio import noise_floor, ratio_interval, time_interval
+from harness.analysis.statistics.simulation import QUIET
+from harness.record import Probes, Record
 from harness.yaml_source import InvalidFile
 
 MakeRecord = Callable[..., Record]
@@ -86,9 +90,43 @@ def test_numbers_are_computed_when_read(make_record: MakeRecord) -> None:
     assert row["gemm_tflops"] == pytest.approx(2 * 8192 * 2304 * 256000 / 12.3e9)
     assert row["gradient_floor_bytes"] == (8192 + 256000) * 2304 * 2
     assert row["fwd_bwd_peak_to_floor"] == pytest.approx(2322 * 2**20 / row["gradient_floor_bytes"])
-    assert row["fwd_bwd_interval"] == pytest.approx(0.01)  # of three samples, their whole range
-    assert row["samples"] == 3
+    assert (row["samples"], row["rounds"]) == (3, 3)
+    assert math.isnan(row["fwd_bwd_ms_low"])  # three rounds have no interval
+    assert row["fwd_bwd_tflops"] == pytest.approx(3 * 2 * 8192 * 2304 * 256000 / 49.2e9)
+    moved = 2 * row["gradient_floor_bytes"] + 8 * 8192 + 4  # inputs, targets, gradients, loss
+    assert row["fwd_bwd_gb_per_s"] == pytest.approx(moved / 49.2e6)
     assert (row["first_call_s"], row["settle_s"]) == (1.5, 2.5)
+
+
+def test_intervals_are_those_of_the_paired_rounds(make_record: MakeRecord) -> None:
+    run = simulated_case(QUIET, 12, seed=0, slowdown=0.05)
+    gemm_ms = run.turns["gemm"].values.ravel().tolist()
+    head = make_record("liger", times=run.times("head")).model_copy(update={"gemm_ms": gemm_ms})
+    base = make_record("baseline", times=run.times("base"), again=run.times("faster"))
+    frame = to_frame([head, base.model_copy(update={"gemm_ms": gemm_ms})]).set_index("implementation")
+    turns = run.turns
+    for column, expected in (
+        ("fwd_bwd_ms", time_interval(turns["head"])),
+        ("fwd_bwd_to_reference", ratio_interval(turns["head"], turns["base"])),
+        ("fwd_bwd_gemms", ratio_interval(turns["head"], turns["gemm"])),
+    ):
+        assert expected is not None
+        read = [frame.loc["liger", f"{column}{end}"] for end in ("", "_low", "_high")]
+        assert read == pytest.approx([expected.estimate, expected.low, expected.high]), column
+    floor = noise_floor(turns["base"], turns["faster"])
+    assert floor is not None and frame.loc["baseline", "noise"] == pytest.approx(floor.margin)
+    assert math.isnan(frame.loc["liger", "noise"]) and math.isnan(frame.loc["baseline", "fwd_bwd_to_reference"])
+    assert json.loads(frame.loc["liger", "findings"]) == []
+
+
+def test_a_gpu_that_is_known_has_a_floor(make_record: MakeRecord) -> None:
+    gpu = {"compute_capability": [9, 0], "max_sm_clock_mhz": 1980, "multiprocessors": 132}
+    known = make_record().provenance.model_copy(update={"environment": {"gpu": gpu}})
+    probes = Probes(copy_ms=[0.25, 0.26, 0.24], copy_bytes=10**9)
+    row = to_frame([make_record(ms=(20.0, 34.16), provenance=known, probes=probes)]).iloc[0]
+    assert row["fwd_bwd_floor_ms"] == pytest.approx(27.08, abs=0.01)
+    assert row["fwd_bwd_floor_share"] == pytest.approx(0.5, abs=1e-3)
+    assert row["copy_gb_per_s"] == pytest.approx(4000)
 
 
 def test_times_on_a_cpu_are_not_put_into_gemms(make_record: MakeRecord) -> None:
@@ -103,7 +141,10 @@ def test_a_row_without_measurements_has_no_numbers(make_record: MakeRecord) -> N
     missing = frame.iloc[0]
     for name in (
         "fwd_bwd_ms",
-        "fwd_bwd_interval",
+        "fwd_bwd_ms_low",
+        "fwd_bwd_to_reference",
+        "fwd_bwd_floor_ms",
+        "fwd_bwd_tflops",
         "fwd_bwd_gemms",
         "fwd_bwd_peak_to_floor",
         "grad_input_excess",

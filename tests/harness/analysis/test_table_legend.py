@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from harness.analysis.statistics.error_rates import simulated_case
+from harness.analysis.statistics.simulation import LIKE_H200, NOISE_AND_DRIFT, QUIET, THROTTLED, NoiseModel
 from harness.analysis.tables import markdown_report
-from harness.record import Provenance, Record, Times
+from harness.record import Probes, Provenance, Record, Times
 
 MakeRecord = Callable[..., Record]
 
@@ -75,13 +80,72 @@ def test_blocks_settle_apart(make_record: MakeRecord) -> None:
     assert line(report, "Settled") == f"- Settled in (first call in parentheses): {words}"
 
 
+def simulated(make_record: MakeRecord, model: NoiseModel, rounds: int, seed: int = 0, **changes: Any) -> list[Record]:
+    """baseline, measured twice, and liger, on the simulated clock."""
+    run = simulated_case(model, rounds, seed)
+    gemm_ms = run.turns["gemm"].values.ravel().tolist()
+    rows = {"baseline": run.times("base"), "liger": run.times("head")}
+    records = [make_record(name, times=times, **changes) for name, times in rows.items()]
+    again = run.times("base").model_copy(update={"fwd_bwd_ms": (1.002 * run.turns["base"].values).ravel().tolist()})
+    found = [record.model_copy(update={"gemm_ms": gemm_ms}) for record in records]
+    return [found[0].model_copy(update={"again": again}), found[1]]
+
+
 def test_wide_intervals_are_named(make_record: MakeRecord, cpu: Provenance) -> None:
-    spread = times(make_record(), fwd_bwd_ms=[100.0, 101.8, 98.2])
-    rows = [make_record("torch-compile", times=spread, label_smoothing=0.1), make_record("baseline")]
+    rows = [
+        *simulated(make_record, LIKE_H200, 10, label_smoothing=0.1),
+        *simulated(make_record, QUIET, 20),
+    ]
     report = markdown_report(rows)
-    assert line(report, "Interval") == "- Interval of the median wider than 2 %: at β = 0.1 torch-compile 3.6 %."
-    assert line(markdown_report(rows[1:]), "Interval") is None
-    assert line(markdown_report([make_record(times=spread, provenance=cpu)]), "Interval") is None  # all are, there
+    found = line(report, "95 % interval") or ""
+    head = "- 95 % interval of the ratio to the reference (its own: of the time) wider than 2 %: "
+    assert re.fullmatch(re.escape(head) + r"at β = 0.1 baseline [\d.]+ %, liger [\d.]+ %\.", found)
+    assert line(markdown_report(rows[2:]), "95 % interval") is None
+    on_cpu = [row.model_copy(update={"provenance": cpu}) for row in rows]
+    assert line(markdown_report(on_cpu), "95 % interval") is None  # all are, there
+
+
+def test_too_few_rounds_have_no_interval_and_say_so(make_record: MakeRecord) -> None:
+    report = markdown_report([*simulated(make_record, QUIET, 5), make_record("cce", "unsupported")])
+    assert line(report, "No 95 %") == "- No 95 % interval, for fewer than 6 rounds: baseline, liger."
+    assert line(markdown_report(simulated(make_record, QUIET, 6)), "No 95 %") is None
+
+
+def test_the_noise_of_a_run_is_its_a_a(make_record: MakeRecord) -> None:
+    report = markdown_report(simulated(make_record, QUIET, 12))
+    assert line(report, "A/A") == (
+        "- A/A, a row over itself in the same rounds: "
+        "baseline 1.002 [1.002-1.002] in 12 rounds, so less than 0.2 % is noise."
+    )
+    assert line(markdown_report([make_record()]), "A/A") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "words"),
+    [
+        (
+            NOISE_AND_DRIFT,
+            "Drift",
+            r"baseline (wandered|drifted) .*, liger (wandered|drifted) .*; the GEMM wandered .*\.",
+        ),
+        (replace(QUIET, order_bias=0.05), "Order", r"liger [\d.]+ % slower late in a round than early\."),
+        (THROTTLED, "Throttling", r"baseline throttled \(hw thermal\) in .*, liger throttled .*\."),
+        (replace(QUIET, bimodal_gap=0.06), "Two clocks", r"baseline two groups .* in the slower one.*"),
+    ],
+)
+def test_what_went_wrong_while_rows_were_timed(
+    make_record: MakeRecord, model: NoiseModel, head: str, words: str
+) -> None:
+    report = markdown_report(simulated(make_record, model, 30, seed=1))
+    assert re.search(words, line(report, head) or ""), line(report, head)
+    assert line(markdown_report(simulated(make_record, QUIET, 30, seed=1)), head) is None
+
+
+def test_the_copy_beside_the_gemm(make_record: MakeRecord, cpu: Provenance) -> None:
+    probes = Probes(copy_ms=[0.25, 0.26, 0.24], copy_bytes=10**9)
+    report = markdown_report([make_record(probes=probes)])
+    assert line(report, "A copy") == "- A copy within the GPU's memory in the same rounds: median 4000 GB/s."
+    assert line(markdown_report([make_record(probes=probes, provenance=cpu)]), "A copy") is None
 
 
 def test_that_a_row_which_never_ran_was_expected_is_no_news(make_record: MakeRecord) -> None:

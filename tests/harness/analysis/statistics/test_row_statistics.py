@@ -11,10 +11,10 @@ import pytest
 
 from harness.analysis.statistics.detection import Kind
 from harness.analysis.statistics.error_rates import simulated_case
-from harness.analysis.statistics.ratio import ratio_interval, time_interval
+from harness.analysis.statistics.ratio import noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.rows import RowStatistics, row_statistics
-from harness.analysis.statistics.simulation import NOISE_AND_DRIFT, QUIET, SimulatedRun
-from harness.record import Record, Times
+from harness.analysis.statistics.simulation import LIKE_H200, NOISE_AND_DRIFT, QUIET, SimulatedRun
+from harness.record import Probes, Record, Times
 
 MakeRecord = Callable[..., Record]
 
@@ -68,9 +68,47 @@ def test_a_reference_of_another_group_played_other_rounds(make_record: MakeRecor
 
 def test_findings_of_a_drifting_throttled_row(make_record: MakeRecord) -> None:
     run = simulated_case(replace(NOISE_AND_DRIFT, throttle_step=0.1), 20, seed=0)
+    rows = _by_name(row_statistics(_records(run, make_record)))
+    assert {finding.kind for finding in rows["liger"].findings} == {Kind.DRIFT, Kind.THROTTLING}  # its ratio is known
+    assert {finding.kind for finding in rows["baseline"].findings} == {Kind.DRIFT, Kind.THROTTLING, Kind.TOO_WIDE}
+    assert {finding.row for finding in rows["liger"].findings} == {"liger"}
+
+
+def test_a_ratio_that_is_not_known_says_so(make_record: MakeRecord) -> None:
+    run = simulated_case(LIKE_H200, 10, seed=0)
     found = _by_name(row_statistics(_records(run, make_record)))["liger"]
-    assert {finding.kind for finding in found.findings} >= {Kind.TOO_WIDE, Kind.DRIFT, Kind.THROTTLING}
-    assert {finding.row for finding in found.findings} == {"liger"}
+    assert found.to_reference is not None
+    assert {finding.kind: finding.size for finding in found.findings} == {
+        Kind.TOO_WIDE: found.to_reference.relative_width
+    }
+
+
+def test_a_row_that_is_slower_late_in_a_round_is_found_from_the_places_in_its_record(make_record: MakeRecord) -> None:
+    run = simulated_case(replace(NOISE_AND_DRIFT, order_bias=0.05), 30, seed=1)
+    liger, baseline = _records(run, make_record)
+    without = liger.model_copy(update={"times": liger.times and liger.times.model_copy(update={"position": []})})
+    kinds = {finding.kind for finding in _by_name(row_statistics([liger, baseline]))["liger"].findings}
+    assert Kind.ORDER_BIAS in kinds
+    kinds = {finding.kind for finding in _by_name(row_statistics([without, baseline]))["liger"].findings}
+    assert Kind.ORDER_BIAS not in kinds
+
+
+def test_an_a_a_gives_the_noise_of_its_row_alone(make_record: MakeRecord) -> None:
+    run = simulated_case(QUIET, 12, seed=0)
+    liger, baseline = _records(run, make_record)
+    again = baseline.model_copy(update={"again": run.times("head")})
+    found = _by_name(row_statistics([liger, again]))
+    assert found["liger"].noise is None
+    assert found["baseline"].noise == noise_floor(run.turns["base"], run.turns["head"])
+
+
+def test_a_reference_of_another_group_is_in_the_probes(make_record: MakeRecord) -> None:
+    run = simulated_case(QUIET, 12, seed=0)
+    head, base = _records(run, make_record)
+    probes = Probes(reference=run.times("base"))
+    stranger = head.model_copy(update={"gemm_ms": [1.0] * 24, "probes": probes})
+    found = _by_name(row_statistics([stranger, base]))["liger"]
+    assert found.to_reference == ratio_interval(run.turns["head"], run.turns["base"])
 
 
 def test_a_cpu_has_no_time_in_gemms(make_record: MakeRecord) -> None:
