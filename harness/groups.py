@@ -22,10 +22,14 @@ class Group:
     twice: SuiteImplementation | None = None  # the row with a second worker
 
 
+def waiting_bytes(case: Case, device: str) -> int:
+    """What a worker takes while it waits for its turn: the case's tensors and its process."""
+    return cost.input_bytes(case) + _PROCESS_BYTES[device]
+
+
 def places_on(case: Case, device: str, device_bytes: int) -> int:
     """How many workers beside the referee may wait on the device with the case's tensors."""
-    each = cost.input_bytes(case) + _PROCESS_BYTES[device]
-    return max(1, int(_SHARE_OF_IDLE_WORKERS * device_bytes / each) - 1)
+    return max(1, int(_SHARE_OF_IDLE_WORKERS * device_bytes / waiting_bytes(case, device)) - 1)
 
 
 def groups_of(rows: Sequence[SuiteImplementation], reference: str, twice: str | None, places: int) -> list[Group]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from harness import cost
 from harness.case import Case
-from harness.groups import Group, groups_of, places_on
+from harness.groups import Group, groups_of, places_on, waiting_bytes
 from harness.player import REFEREE, Player
 from harness.process import Worker
 from harness.record import Agreement, Memory, Provenance, Record, Status
@@ -27,7 +27,7 @@ from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
 _MOST_SETTLING_AT_ONCE = 8
-_PEAK_IN_LOGITS = 6  # what the hungriest row takes beside its gradients: eager in bf16 with fp32 copies of its logits
+_SETTLING_LOGITS = 2  # memory for so many whole logits beside two sets of gradients is kept for each row that settles
 
 
 @dataclass
@@ -162,16 +162,16 @@ class CaseRunner:
 
         alone = [player for player in players if player.active and player.opened["autotunes"]]
         together = [player for player in players if player.active and not player.opened["autotunes"]]
-        _side_by_side(together, self._settling_at_once(case), start, await_answer)
+        _side_by_side(together, self._settling_at_once(case, 1 + len(players)), start, await_answer)
         _side_by_side(alone, 1, start, await_answer)
 
-    def _settling_at_once(self, case: Case) -> int:
+    def _settling_at_once(self, case: Case, workers: int) -> int:
         """How many rows may compile at the same time: as many as find memory, and cores to compile on."""
         if self.device == "cpu":
             return 1  # one thread each, and none to spare
-        peak = _PEAK_IN_LOGITS * cost.logits_bytes(case) + 2 * cost.gradient_floor_bytes(case)
-        fitting = int(self.device_bytes / 2 / peak)  # the other half may be taken by waiting workers
-        return max(1, min(_MOST_SETTLING_AT_ONCE, fitting, (os.cpu_count() or 1) // 2))
+        peak = _SETTLING_LOGITS * cost.logits_bytes(case) + 2 * cost.gradient_floor_bytes(case)
+        free = self.device_bytes - workers * waiting_bytes(case, self.device)
+        return max(1, min(_MOST_SETTLING_AT_ONCE, free // peak, (os.cpu_count() or 1) // 2))
 
     def _dismiss(self, player: Player) -> None:
         """Ends the player's worker, or keeps it for the next case where that cannot bias a time."""

@@ -46,4 +46,4 @@ def build() -> LossFunction:
     return eager_loss
 
 
-baseline = Implementation(build=build, autotunes=False)
+baseline = Implementation(build=build)

@@ -107,7 +107,8 @@ class Implementation:
         compare with others'; a function of the case where it depends on it.
     uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
     skips_work: it may leave out part of the arithmetic (a filter), so a time below that of its products is possible.
-    autotunes: its first calls may time kernels in order to choose one, so the GPU must be theirs alone.
+    autotunes: its first calls may time kernels in order to choose one, or take memory for whole logits, so that the GPU
+        must be theirs alone. Rows for which neither is true compile beside each other.
     """
 
     build: Callable[..., LossFunction]

@@ -75,5 +75,5 @@ def build_compiled(chunks: int = 8) -> LossFunction:
     return _build(True, chunks)
 
 
-torchtune_chunked = Implementation(build=build, supports=supports, requires="torchtune==0.6.1", autotunes=False)
+torchtune_chunked = Implementation(build=build, supports=supports, requires="torchtune==0.6.1")
 torchtune_chunked_compiled = Implementation(build=build_compiled, supports=supports, requires="torchtune==0.6.1")

@@ -144,7 +144,12 @@ def test_who_times_kernels_to_choose_one_settles_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(scheduler.os, "cpu_count", lambda: 16)
     measure("one", "tunes", "two", "tunes-too")
     assert sorted(sent) == ["baseline", "baseline-again", "one", "tunes", "tunes-too", "two"]
-    assert max(overlapping) == 1  # memory for two of this size
+    assert max(overlapping) == 3  # the four others, with 16 cores and 139 GiB
+    overlapping.clear()
+    FakeWorker.log.clear()
+    sent.clear()
+    measure("one", "tunes", "two", "tunes-too", device_bytes=40 * GIB)
+    assert max(overlapping) == 1  # memory for two of them
 
 
 def test_the_referee_s_failure_is_everybody_s(monkeypatch: pytest.MonkeyPatch) -> None:
