@@ -170,7 +170,7 @@ class Measurement(_Model):
     phases: Annotated[list[Phase], Field(min_length=1)] = list(PHASES)
     minimum_rounds: Annotated[int, Field(ge=1)] = 10
     samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
-    target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.02  # width of the 95 % interval of the ratio / the ratio
+    target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the 95 % interval of the ratio / the ratio
     case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when a case has taken this
 
     @field_validator("phases")

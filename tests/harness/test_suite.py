@@ -221,9 +221,6 @@ def test_each_mistake_is_said_once(write) -> None:
             GOOD.replace("[baseline, liger]", "\n  -baseline"),
             "5: implementations: should be a list, not '-baseline'; write `- x`",
         ),
-        (GOOD + "twice: lige\n", "6: twice: 'lige' is not among the implementations, did you mean 'liger'?"),
-        (GOOD.replace("[base", "[lower-bound, base") + "twice: lower-bound\n", "6: twice: 'lower-bound' runs nothing"),
-        (GOOD + "reference: lige\n", "6: reference: 'lige' is not among the implementations, did you mean 'liger'?"),
         # keys of another level
         (GOOD + "hidden_size: 5\n", "6: unknown key 'hidden_size', it belongs under grid (allowed: name"),
         (GOOD + "limits: {case_budget_s: 5}\n", "6: unknown key 'limits.case_budget_s', it belongs under measurement"),
@@ -279,12 +276,6 @@ def test_a_file_of_inputs_is_looked_up_from_the_current_directory(
     (tmp_path / "captured.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     assert len(load_suite(path).cases_on("cpu")) == 2
-
-
-def test_the_reference_is_measured_twice_unless_another_row_is(write) -> None:
-    assert load_suite(write(GOOD)).measured_twice == "baseline"
-    assert load_suite(write(GOOD + "reference: liger\n")).measured_twice == "liger"
-    assert load_suite(write(GOOD + "twice: liger\n")).measured_twice == "liger"
 
 
 def test_whole_numbers_will_do_for_fractions(write) -> None:

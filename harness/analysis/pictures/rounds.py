@@ -31,7 +31,7 @@ from harness.analysis.pictures.picture import (
 from harness.record import Record, Times
 
 STEM = "rounds"
-GEMM = "GEMM"
+GEMM, COPY = "GEMM", "copy"
 _LANE_INCHES = 0.21
 _CLOCK_INCHES = 0.8
 _SLOWDOWNS = 8 | 32 | 64 | 128  # NVML: hw slowdown, sw thermal, hw thermal, hw power brake
@@ -102,18 +102,26 @@ def moments(turns: Sequence[int]) -> tuple[float, ...]:
 
 
 def _lanes(records: Sequence[Record]) -> list[Lane]:
-    """The rows in the order of the records, then the GEMM, of every group of workers that had one."""
+    """The rows in the order of the records, a second worker beside its first, then the GEMM and the copy of every group
+    of workers that had one.
+    """
     lanes = []
     for record in records:
         times = record.times or Times()
         colour = OK_COLOUR if agrees(record) else DISAGREES_COLOUR
         lanes.append(Lane(record.implementation, moments(times.round), tuple(times.fwd_bwd_ms), colour))
+        if record.again is not None and record.again.round:
+            again = record.again
+            lanes.append(Lane(f"{record.implementation}, A/A", moments(again.round), tuple(again.fwd_bwd_ms), colour))
     for samples in dict.fromkeys(tuple(record.gemm_ms) for record in records if record.gemm_ms):
         companion = next(record for record in records if tuple(record.gemm_ms) == samples)
         # a GEMM's samples do not carry their round: it has as many a turn as the rows have, in every round
         turn = Counter((companion.times or Times()).round).most_common(1)[0][1]
         turns = [place // turn for place in range(len(samples))]
         lanes.append(Lane(GEMM, moments(turns), samples, FLOOR_COLOUR))
+        probes = companion.probes
+        if probes is not None and probes.copy_ms:
+            lanes.append(Lane(COPY, moments(probes.round), tuple(probes.copy_ms), FLOOR_COLOUR))
     return lanes
 
 

@@ -6,7 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from harness.analysis.statistics.ratio import ratio_interval
-from harness.analysis.statistics.simulation import NoiseModel, SimulatedRun, simulate, verdict_when_sure
+from harness.analysis.statistics.simulation import (
+    NoiseModel,
+    SimulatedRun,
+    rounds_when_narrow,
+    simulate,
+    verdict_when_sure,
+)
 from harness.analysis.statistics.verdict import MARGIN, Verdict, verdict_of
 
 # A case with five rows; only base and head are compared, the others make a round as long as it is.
@@ -45,6 +51,22 @@ def error_rates(
         verdicts[verdict_of(ratio, margin)] += 1
         covered += ratio is not None and ratio.low <= 1 + slowdown <= ratio.high
     return ErrorRates(runs, {kind: verdicts[kind] / runs for kind in Verdict}, covered / runs, rounds)
+
+
+def stopped_error_rates(
+    model: NoiseModel, slowdown: float = 0.0, runs: int = 1000, target: float = 0.01, most: int = 120
+) -> ErrorRates:
+    """Verdicts when a run ends as the harness's does: once the ratio is known to `target` (`rounds_when_narrow`)."""
+    verdicts: Counter[Verdict] = Counter()
+    covered = total = 0
+    for seed in range(runs):
+        turns = simulated_case(model, most, seed, slowdown).turns
+        rounds = rounds_when_narrow(turns["base"], turns["head"], target)
+        ratio = ratio_interval(turns["head"].first(rounds), turns["base"].first(rounds))
+        verdicts[verdict_of(ratio)] += 1
+        covered += ratio is not None and ratio.low <= 1 + slowdown <= ratio.high
+        total += rounds
+    return ErrorRates(runs, {kind: verdicts[kind] / runs for kind in Verdict}, covered / runs, total / runs)
 
 
 def extended_error_rates(model: NoiseModel, slowdown: float = 0.0, runs: int = 1000, most: int = 80) -> ErrorRates:

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.analysis.statistics.turns import Floats, Integers, Turns
 from harness.analysis.statistics.verdict import MARGIN, Verdict, verdict
+from harness.interval import ratio_width
 from harness.record import Times
 
 _BEST_CLOCK_MHZ = 1980
@@ -106,6 +107,19 @@ def verdict_when_sure(
         if found is not Verdict.UNSURE:
             return found, rounds
     return Verdict.UNSURE, most
+
+
+def rounds_when_narrow(base: Turns, head: Turns, target: float, first: int = 10) -> int:
+    """After how many rounds `harness.rounds` lets head rest: its ratio to base is known to `target`, as a fraction.
+
+    It looks after `first` rounds and then after every one, up to what was played.
+    """
+    played = [dict(enumerate(np.exp(turns.log_medians()).tolist())) for turns in (head, base)]
+    for rounds in range(first, len(base.rounds)):
+        ratios = [{number: times[number] for number in range(rounds)} for times in played]
+        if ratio_width(*ratios) <= target:
+            return rounds
+    return len(base.rounds)
 
 
 def _clock(turns: int, players: int, model: NoiseModel, generator: np.random.Generator) -> tuple[Floats, Floats]:

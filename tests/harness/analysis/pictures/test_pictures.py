@@ -15,7 +15,7 @@ from harness.analysis.pictures.scaling import memory_scaling, time_scaling
 from harness.analysis.pictures.smoothing import label_smoothing
 from harness.analysis.pictures.time_memory import pareto_front, time_memory
 from harness.analysis.row import to_row
-from harness.record import Record
+from harness.record import Probes, Record
 
 MakeRecord = Callable[..., Record]
 
@@ -138,6 +138,14 @@ def test_rounds_have_a_lane_each_and_the_clock_beneath(make_record: MakeRecord) 
     assert (slowdown.get_x(), slowdown.get_width()) == (2, 1)  # type: ignore[attr-defined]
     without = drawn(rounds([record]))
     assert words(without.figure.axes[1]) == ["no clock recorded"]
+
+
+def test_rounds_show_the_second_worker_and_the_copy(make_record: MakeRecord) -> None:
+    record = make_record("ours")
+    probes = Probes(copy_ms=[0.25, 0.26, 0.24], copy_bytes=1, round=[0, 1, 2])
+    picture = drawn(rounds([record.model_copy(update={"again": record.times, "probes": probes})]))
+    names = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+    assert names == ["ours  64.5", "ours, A/A  64.5", "GEMM  12.3", "copy  0.250"]
 
 
 def test_styles_are_distinct_and_the_same_everywhere(make_record: MakeRecord) -> None:

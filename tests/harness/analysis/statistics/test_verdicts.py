@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.analysis.statistics.error_rates import error_rates, extended_error_rates, simulated_case
+from harness.analysis.statistics.error_rates import (
+    error_rates,
+    extended_error_rates,
+    simulated_case,
+    stopped_error_rates,
+)
 from harness.analysis.statistics.simulation import (
+    BIMODAL,
     EVERYTHING,
     LIKE_H200,
     NOISE_AND_DRIFT,
     QUIET,
+    THROTTLED,
     NoiseModel,
+    rounds_when_narrow,
     verdict_when_sure,
 )
 from harness.analysis.statistics.verdict import Verdict, verdict, verdict_of
@@ -58,6 +66,27 @@ def test_exchanging_the_rows_exchanges_the_verdict() -> None:
 def test_an_a_a_raises_no_alarm_and_a_slowdown_of_2_percent_is_found(model: NoiseModel, rounds: int) -> None:
     assert error_rates(model, rounds, runs=1000).false_alarms < 0.01
     assert error_rates(model, rounds, slowdown=0.02, runs=500).verdicts[Verdict.SLOWER] >= 0.95
+
+
+@pytest.mark.parametrize("model", [NOISE_AND_DRIFT, THROTTLED, BIMODAL, EVERYTHING])
+def test_when_a_run_stops_for_narrow_ratios_its_verdicts_hold(model: NoiseModel) -> None:
+    """The noise model of docs/statistics.md, margin 1 %, the rule by which `harness.rounds` lets rows rest."""
+    same, slower = stopped_error_rates(model), stopped_error_rates(model, slowdown=0.02)
+    assert same.runs == slower.runs == 1000
+    assert same.false_alarms < 0.01
+    assert slower.verdicts[Verdict.SLOWER] >= 0.95
+    assert slower.verdicts[Verdict.SAME] + slower.verdicts[Verdict.FASTER] < 0.01
+    assert min(same.coverage, slower.coverage) >= 0.91  # stopping at a lucky moment costs two or three of the 95 %
+    assert same.mean_rounds < 50
+
+
+def test_rows_rest_once_their_ratio_is_known() -> None:
+    turns = simulated_case(QUIET, 40, seed=0).turns
+    assert rounds_when_narrow(turns["base"], turns["head"], target=0.05) == 10
+    assert rounds_when_narrow(turns["base"], turns["head"], target=1e-6) == 40
+    noisy = simulated_case(LIKE_H200, 40, seed=0).turns
+    stopped = [rounds_when_narrow(noisy["base"], noisy["head"], target) for target in (0.05, 0.03, 0.02)]
+    assert 10 <= stopped[0] < stopped[1] < stopped[2]
 
 
 @pytest.mark.parametrize("model", [NOISE_AND_DRIFT, EVERYTHING])
