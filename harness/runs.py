@@ -170,7 +170,7 @@ def execute(
                 return todo[position:]
             progress.start_case(len(cases) - len(todo) + position + 1, case.id, pace * sum(guesses[position:]))
             case_begin = time.monotonic()
-            records = runner.run(case, progress.note)
+            records = runner.run(case, progress.note, more=position + 1 < len(todo))
             directory.append(records)
             seconds = time.monotonic() - case_begin
             took, guessed = took + seconds, guessed + guesses[position]

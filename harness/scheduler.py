@@ -34,8 +34,9 @@ _SETTLING_LOGITS = 2  # memory for so many whole logits beside two sets of gradi
 class CaseRunner:
     """Everything the cases of a run have in common.
 
-    Times come from processes that have run nothing else. Where only agreement is asked for, a healthy worker goes on to
-    the next case: starting one takes far longer than judging a small case.
+    Times come from processes that have run nothing else; on a GPU they start while the case before is judged. Where
+    only agreement is asked for, a healthy worker goes on to the next case: starting one takes far longer than judging a
+    small case.
     """
 
     suite: Suite
@@ -52,13 +53,14 @@ class CaseRunner:
         while self._idle:
             self._idle.popitem()[1].kill()
 
-    def run(self, case: Case, notice: Notice) -> list[Record]:
-        """One record per implementation, in the suite's order."""
+    def run(self, case: Case, notice: Notice, more: bool = False) -> list[Record]:
+        """One record per implementation, in the suite's order. With `more` cases to come their workers start early."""
         measured = [i for i in self.implementations if i.name != LOWER_BOUND]
         records: dict[str, Record] = {}
         twice = self.suite.measured_twice if "time" in self._phases else None
-        for group in groups_of(measured, self.suite.reference, twice, self._places(case)):
-            found = self._run_group(case, group, notice)
+        groups = groups_of(measured, self.suite.reference, twice, self._places(case))
+        for group in groups:
+            found = self._run_group(case, group, notice, start_ahead=more and len(groups) == 1)
             for position, implementation in enumerate(group.rows):
                 beside = len(group.rows) > 1 or group.guest is not None
                 if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and beside:
@@ -83,7 +85,7 @@ class CaseRunner:
     def _recorder(self, case: Case) -> Recorder:
         return Recorder(self.suite, case, self.provenance, self.gpu)
 
-    def _run_group(self, case: Case, group: Group, notice: Notice) -> list[Record]:
+    def _run_group(self, case: Case, group: Group, notice: Notice, start_ahead: bool = False) -> list[Record]:
         """The records of the group's rows, in their order."""
         rows = [Player(row) for row in group.rows]
         guest = Player(group.guest) if group.guest is not None and "time" in self._phases else None
@@ -108,6 +110,8 @@ class CaseRunner:
                 rounds.play([*rows, *([second] if second else [])], referee, reference)
             for companion in companions:
                 companion.release()  # is not judged: its memory is missing to those who are
+            if start_ahead and self.device == "cuda" and self._phases != ["agreement"]:
+                self._start_ahead([referee, *rows, *companions])
             if "agreement" in self._phases:
                 self._judge(rows, referee, notice)
         finally:
@@ -118,6 +122,11 @@ class CaseRunner:
             recorder.of_player(row, referee, statistics, second if row.implementation == group.twice else None, guest)
             for row in rows
         ]
+
+    def _start_ahead(self, players: Sequence[Player]) -> None:
+        """Workers for the next case, which import their libraries while this one is judged and nothing is timed."""
+        for player in players:
+            self._idle[player.name] = Worker(self.logs / f"{player.name}.log")
 
     def _open(self, case: Case, players: list[Player], referee: Player, notice: Notice) -> None:
         """Starts all workers and lets them draw their inputs at the same time: nothing is measured yet."""

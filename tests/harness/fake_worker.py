@@ -27,7 +27,7 @@ class FakeWorker:
     """
 
     pause_s: ClassVar[float] = 0.0
-    alive: ClassVar[set[str]] = set()
+    alive: ClassVar[list[FakeWorker]] = []
     log: ClassVar[list[tuple[str, str]]] = []  # (worker, request) in the order of the answers
     _times = itertools.count()
 
@@ -35,10 +35,11 @@ class FakeWorker:
         self.name = log.stem
         self.turns = 0
         self._request: tuple[str, dict[str, Any]] = ("", {})
-        FakeWorker.alive.add(self.name)
+        FakeWorker.alive.append(self)
+        FakeWorker.log.append((self.name, "start"))
 
     def send(self, what: str, **arguments: Any) -> None:
-        assert self.name in FakeWorker.alive
+        assert self in FakeWorker.alive
         self._request = (what, arguments)
 
     def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
@@ -46,7 +47,8 @@ class FakeWorker:
         assert asked.startswith(what)  # the referee's request to open has a name of its own
         time.sleep(FakeWorker.pause_s)
         FakeWorker.log.append((self.name, what))
-        if self.name.startswith("full") and FakeWorker.alive > {self.name, "referee"}:
+        beside = {worker.name for worker in FakeWorker.alive} - {self.name, "referee"}
+        if self.name.startswith("full") and beside:
             raise WorkerFailure(Status.OUT_OF_MEMORY, "full")
         if self.name.startswith("dies") and self.turns == 3:
             raise WorkerFailure(Status.CRASHED, "killed by SIGSEGV during 'turn'")
@@ -54,7 +56,8 @@ class FakeWorker:
         return answer
 
     def kill(self) -> None:
-        FakeWorker.alive.discard(self.name)
+        if self in FakeWorker.alive:
+            FakeWorker.alive.remove(self)
 
     close = kill
 
@@ -73,7 +76,7 @@ class FakeWorker:
     def _settle(self) -> dict[str, Any]:
         return {"first_call_s": 1.0, "settle_s": 2.0}
 
-    def _memory(self) -> dict[str, Any]:
+    def _memory(self, **_: Any) -> dict[str, Any]:
         names = ("fwd_no_grad_peak", "fwd_peak", "bwd_peak", "fwd_bwd_peak", "retained")
         return {f"{name}_bytes": 1 << 20 for name in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,17 @@ SEVERAL_GROUPS = 20 * GIB  # memory for 4 workers with their inputs
 @pytest.fixture(autouse=True)
 def fake_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(scheduler, "Worker", FakeWorker)
-    FakeWorker.alive, FakeWorker.log = set(), []
+    FakeWorker.alive, FakeWorker.log = [], []
     yield
-    assert FakeWorker.alive == set()  # every worker was ended
+    assert FakeWorker.alive == []  # every worker was ended
 
 
-def measure(
+def runner_of(
     *names: str, device_bytes: int = 139 * GIB, gpu: dict[str, Any] | None = None, **changes: Any
-) -> dict[str, Record]:
+) -> CaseRunner:
     rows = ["lower-bound", "baseline", *({"name": name, "path": "a:b"} for name in names)]
     suite = Suite.model_validate({"name": "tiny", "description": "d", "implementations": rows} | changes)
-    runner = CaseRunner(
+    return CaseRunner(
         suite=suite,
         device="cuda",
         implementations=suite.implementations,
@@ -46,7 +47,11 @@ def measure(
         gpu=gpu or {},
         logs=Path("/nonexistent"),
     )
-    found = runner.run(GEMMA2, lambda *_: None)
+
+
+def measure(*names: str, **settings: Any) -> dict[str, Record]:
+    with closing(runner_of(*names, **settings)) as runner:
+        found = runner.run(GEMMA2, lambda *_: None)
     assert [record.implementation for record in found] == ["lower-bound", "baseline", *names]
     return {record.implementation: record for record in found}
 
@@ -107,7 +112,7 @@ def test_out_of_memory_beside_others_is_tried_alone() -> None:
     found = measure("full", "one")
     assert found["full"].status is Status.OK  # what it came to alone
     assert found["full"].gemm_ms != found["one"].gemm_ms
-    assert [what for worker, what in FakeWorker.log if worker == "full"][:2] == ["open", "open"]
+    assert [what for worker, what in FakeWorker.log if worker == "full"][:4] == ["start", "open"] * 2
 
 
 def test_out_of_memory_alone_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +129,7 @@ def _no_memory(self: FakeWorker, **_: Any) -> Any:
 def test_what_is_refused_has_no_turn() -> None:
     found = measure("refuses", "one")
     assert (found["refuses"].status, found["refuses"].reason) == (Status.UNSUPPORTED, "does not do that")
-    assert [what for worker, what in FakeWorker.log if worker == "refuses"] == ["open"]
+    assert [what for worker, what in FakeWorker.log if worker == "refuses"] == ["start", "open"]
 
 
 def test_who_times_kernels_to_choose_one_settles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +175,34 @@ def test_what_is_faster_than_the_gpu_is_impossible_unless_it_skips_that_work() -
     assert found["instant-skips"].skips_work and not found["one"].skips_work
     found = measure("instant-skips", gpu=gpu | {"max_memory_clock_mhz": 3201, "memory_bus_bits": 6144})
     assert found["instant-skips"].status is Status.IMPOSSIBLE  # nobody skips reading the inputs
+
+
+def test_workers_of_the_next_case_start_once_nothing_is_timed_any_more() -> None:
+    with closing(runner_of("one")) as runner:
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        happened = FakeWorker.log.copy()
+        begun = [worker for worker, what in happened if what == "start"]
+        assert sorted(begun) == sorted(["referee", "baseline", "one", "baseline-again"] * 2)
+        last_turn = max(place for place, (_, what) in enumerate(happened) if what == "turn")
+        assert [what for _, what in happened[last_turn + 1 :]][:4] == ["start"] * 4
+        assert len(FakeWorker.alive) == 4
+        runner.run(GEMMA2, lambda *_: None)
+        assert FakeWorker.log[len(happened)][1] == "open"  # nobody had to be started
+        assert not FakeWorker.alive
+
+
+def test_workers_that_were_started_for_nothing_are_ended() -> None:
+    with closing(runner_of("one")) as runner:
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        assert FakeWorker.alive
+    assert not FakeWorker.alive
+
+
+def test_in_groups_and_on_a_cpu_nobody_starts_early() -> None:
+    with closing(runner_of("one", "two", "three", "four", device_bytes=SEVERAL_GROUPS)) as runner:
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        assert not FakeWorker.alive
+    with closing(runner_of("one")) as runner:
+        runner.device = "cpu"
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        assert not FakeWorker.alive
