@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from harness.case import Case
+from harness.floor import time_floors
+from harness.worker import environment
 from harness.worker.call import Call
 from harness.worker.inputs import Tensors, draw
 from harness.worker.memory import measure_memory
+from harness.worker.probes import bytes_of_a_copy, copy_probe
 from harness.worker.session import Sessions
 from harness.worker.timing import gemm_probe, sample, settle, stopwatch
 from implementations.registry import REGISTRY
@@ -141,6 +144,39 @@ def test_the_gemm_probe_computes_the_product_whatever_its_chunks(tensors: Tensor
     torch.testing.assert_close(
         outputs[1][: CASE.tokens * tail].view(CASE.tokens, tail), expected[:, CASE.vocab_size - tail :]
     )
+
+
+def test_the_copy_is_slower_than_the_memory_s_peak_and_not_by_much(device: torch.device) -> None:
+    gpu = environment.describe_environment()["gpu"]
+    assert isinstance(gpu, dict)
+    if gpu.get("memory_bus_bits") is None:
+        pytest.skip("NVML does not tell the width of the memory bus")
+    copy, watch = copy_probe(device), stopwatch(device)
+    taken_ms = []
+    for _ in range(9):
+        watch.start()
+        copy()
+        watch.mark()
+        taken_ms += watch.elapsed_ms()
+    reached = bytes_of_a_copy(device) / sorted(taken_ms)[4] * 1e3
+    peak = 2 * gpu["max_memory_clock_mhz"] * 1e6 * gpu["memory_bus_bits"] / 8  # type: ignore[operator]
+    assert 0.5 * peak < reached < peak
+    floors = time_floors(CASE, gpu)["fwd_bwd_ms"]
+    assert floors.bytes_ms is not None and floors.arithmetic_ms is not None
+
+
+def test_a_turn_of_the_referee_has_as_many_samples_of_everything() -> None:
+    referee = Sessions()
+    opened = referee.handle(
+        {"do": "open_referee", "case": CASE.model_dump(mode="json"), "device": "cuda", "memory_fraction": 0.9}
+    )
+    held = torch.cuda.memory_reserved()
+    turn = referee.handle({"do": "turn", "samples": 3})
+    assert opened["copy_bytes"] == bytes_of_a_copy(torch.device("cuda", 0))
+    assert {"gemm_ms", "copy_ms"} <= set(turn)
+    assert {len(samples) for samples in turn.values()} == {3}  # type: ignore[arg-type]
+    assert all(sample > 0 for name in ("gemm_ms", "copy_ms") for sample in turn[name])  # type: ignore[union-attr,operator]
+    assert torch.cuda.memory_reserved() <= held  # its buffers are gone
 
 
 def _is_output(value: object) -> bool:

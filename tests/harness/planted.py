@@ -45,6 +45,12 @@ def dies(*arguments: Any, **settings: Any) -> torch.Tensor:
     raise AssertionError("unreachable")
 
 
+def dies_later(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Right for longer than settling takes; its 60th call, in the midst of a turn, is its end."""
+    _called.append(True)
+    return dies() if len(_called) == 60 else eager_loss(*arguments, **settings)
+
+
 def dies_and_leaves_a_child(*arguments: Any, **settings: Any) -> torch.Tensor:
     """Its child keeps the pipe to the parent open."""
     if os.fork() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ implementations:
   - baseline
   - {name: raises, path: "tests.harness.planted:raises"}
   - {name: dies, path: "tests.harness.planted:dies"}
+  - {name: dies-later, path: "tests.harness.planted:dies_later"}
   - {name: hangs, path: "tests.harness.planted:hangs"}
   - {name: eats-memory, path: "tests.harness.planted:eats_memory"}
   - {name: wrong, path: "tests.harness.planted:wrong"}
@@ -46,12 +48,12 @@ implementations:
   - {name: talkative, path: "tests.harness.planted:talkative"}
   - {name: talks-nonsense, path: "tests.harness.planted:talks_nonsense"}
   - {name: right, path: "tests.harness.planted:right"}
-measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
+measurement: {minimum_rounds: 6, samples_per_turn: 5, case_budget_s: 1}
 limits: {timeout_s: 60} # enough for as many workers to start on two slow cores
 expectations:
   - implementation:
-      [raises, dies, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation, no-module,
-       talks-nonsense]
+      [raises, dies, dies-later, dies-and-leaves-a-child, detached, no-tensor, wrong-shape, no-implementation,
+       no-module, talks-nonsense]
     status: crashed
     reason: planted
   - {implementation: hangs, status: timeout, reason: planted}
@@ -101,6 +103,7 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "baseline": ("ok", ""),
         "raises": ("crashed", "ZeroDivisionError: planted"),
         "dies": ("crashed", "killed by SIGSEGV during 'settle'"),
+        "dies-later": ("crashed", "killed by SIGSEGV during 'turn' (in round "),
         "hangs": ("timeout", "no answer to 'settle' within 60 s"),
         "eats-memory": ("out_of_memory", "can't allocate memory"),
         "wrong": ("disagrees", "grad_input"),
@@ -155,6 +158,23 @@ def test_samples_are_raw_and_enough(planted: tuple[Path, Any]) -> None:
     )
 
 
+def test_samples_of_a_row_that_dies_in_its_turn_are_kept(planted: tuple[Path, Any]) -> None:
+    (row,) = (r for r in records(planted[0]) if r.implementation == "dies-later")
+    found = re.search(r"in round (\d+), after (\d+) samples", row.reason or "")
+    assert found is not None and row.times is not None
+    played, taken = int(found[1]) - 1, int(found[2])
+    assert 0 < taken == 5 * played == len(row.times.fwd_bwd_ms)
+    assert row.times.round[-1] == played - 1
+
+
+def test_the_reference_was_measured_twice_and_the_probes_in_every_round(planted: tuple[Path, Any]) -> None:
+    (row,) = (r for r in records(planted[0]) if r.implementation == "baseline")
+    assert row.times is not None and row.again is not None and row.probes is not None
+    assert row.again.round == row.times.round[: len(row.again.round)]
+    assert row.probes.round[-1] >= row.times.round[-1]
+    assert len(row.probes.copy_ms) == len(row.gemm_ms)
+
+
 def test_what_the_first_call_costs_is_reported_apart(planted: tuple[Path, Any]) -> None:
     (row,) = (r for r in records(planted[0]) if r.implementation == "slow-at-first")
     assert row.times is not None
@@ -177,7 +197,7 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 22
+    assert len(rows) == 23
     assert next(row for row in rows if row["implementation"] == "talkative")["figures"]["share"] == 0.25
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
