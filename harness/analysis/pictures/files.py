@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.analysis.frame import read_records
 from harness.analysis.pictures.picture import Picture, Skipped
+from harness.analysis.pictures.ratios import ratios
 from harness.analysis.pictures.rounds import rounds
 from harness.analysis.pictures.scaling import memory_scaling, time_scaling
 from harness.analysis.pictures.smoothing import label_smoothing
@@ -20,6 +21,7 @@ DRAWERS: tuple[Callable[[Sequence[Record]], Picture | Skipped], ...] = (
     time_scaling,
     memory_scaling,
     label_smoothing,
+    ratios,
     rounds,
 )
 TITLES = {  # by stem, in the order of DRAWERS: what a picture shows, also to those who cannot see it
@@ -27,6 +29,7 @@ TITLES = {  # by stem, in the order of DRAWERS: what a picture shows, also to th
     "scaling-time": "How fwd+bwd time grows with N, D and V, with the fitted exponents",
     "scaling-memory": "How the fwd+bwd peak grows with N, D and V, with the fitted exponents",
     "label-smoothing": "fwd+bwd time against the label smoothing β, with the change from the smallest β to the largest",
+    "ratios": "Who is faster than the reference: paired ratios with their 95 % intervals, and the noise of the A/A",
     "rounds": "Round by round: every sample against its row's median, and the SM clock",
 }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from harness.analysis.pictures.files import DRAWERS, TITLES, as_markdown, draw_all, write_pictures, written_pictures
 from harness.analysis.report import render, write_report
+from harness.analysis.statistics.error_rates import simulated_case
+from harness.analysis.statistics.simulation import QUIET
 from harness.record import Record
 
 ROOT = Path(__file__).parents[4]
@@ -21,8 +23,14 @@ def test_every_picture_has_a_title() -> None:
     assert len(DRAWERS) == len(TITLES)
 
 
-def test_the_same_records_give_the_same_svg(scaling_run: list[Record], write_run: WriteRun) -> None:
-    run = write_run(scaling_run)
+def test_the_same_records_give_the_same_svg(
+    scaling_run: list[Record], make_record: MakeRecord, write_run: WriteRun
+) -> None:
+    rounds = simulated_case(QUIET, 12, seed=0)
+    compared = {"baseline": "base", "liger": "head"}  # with rounds enough for a ratio
+    run = write_run(
+        [*scaling_run, *(make_record(name, times=rounds.times(row), gemm_ms=None) for name, row in compared.items())]
+    )
     files = write_pictures(run)
     assert [file.name for file in files] == [f"{stem}.{kind}" for stem in TITLES for kind in ("svg", "png")]
     svgs = {file: file.read_bytes() for file in files if file.suffix == ".svg"}

@@ -10,11 +10,15 @@ from matplotlib.axes import Axes
 from harness.analysis.pictures.files import draw_all
 from harness.analysis.pictures.lines import Point, slope
 from harness.analysis.pictures.picture import MOST_PANELS, Picture, Skipped, styles
+from harness.analysis.pictures.ratios import ratios
 from harness.analysis.pictures.rounds import moments, rounds
 from harness.analysis.pictures.scaling import memory_scaling, time_scaling
 from harness.analysis.pictures.smoothing import label_smoothing
 from harness.analysis.pictures.time_memory import pareto_front, time_memory
 from harness.analysis.row import to_row
+from harness.analysis.statistics.error_rates import simulated_case
+from harness.analysis.statistics.ratio import ratio_interval
+from harness.analysis.statistics.simulation import QUIET
 from harness.record import Probes, Record
 
 MakeRecord = Callable[..., Record]
@@ -34,7 +38,7 @@ def test_nothing_timed_on_a_gpu_gives_reasons(make_record: MakeRecord) -> None:
     on_cpu = make_record(provenance=origin.model_copy(update={"device": "cpu"}), mib=None)
     for records in ([], [on_cpu], [make_record(ms=None)], [make_record(status="unavailable")]):
         results = draw_all(records)
-        assert [type(result) for result in results] == [Skipped] * 5
+        assert [type(result) for result in results] == [Skipped] * 6
         assert {result.reason for result in results if isinstance(result, Skipped)} == {"no row was timed on a GPU"}
 
 
@@ -46,6 +50,7 @@ def test_each_picture_says_what_it_lacks(make_record: MakeRecord) -> None:
         "scaling-time": "neither N nor D nor V takes three values with all else equal",
         "scaling-memory": "neither N nor D nor V takes three values with all else equal",
         "label-smoothing": "no implementation was timed at two values of the label smoothing",
+        "ratios": "no row has a ratio to the reference with an interval",
     }
     assert [result.stem for result in results if isinstance(result, Picture)] == ["rounds"]
 
@@ -146,6 +151,29 @@ def test_rounds_show_the_second_worker_and_the_copy(make_record: MakeRecord) -> 
     picture = drawn(rounds([record.model_copy(update={"again": record.times, "probes": probes})]))
     names = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
     assert names == ["ours  64.5", "ours, A/A  64.5", "GEMM  12.3", "copy  0.250"]
+
+
+def test_ratios_are_ordered_with_their_intervals_and_the_noise_behind(make_record: MakeRecord) -> None:
+    run = simulated_case(QUIET, 12, seed=0, slowdown=0.1)
+    gemm_ms = run.turns["gemm"].values.ravel().tolist()
+    sources = {"late": "head", "baseline": "base", "early": "faster"}
+    records = [make_record(name, times=run.times(row)) for name, row in sources.items()]
+    records = [record.model_copy(update={"gemm_ms": gemm_ms}) for record in records]
+    picture = drawn(ratios(records))
+    (axes,) = picture.figure.axes
+    assert [label.get_text().split()[0] for label in axes.get_yticklabels()] == ["early", "late"]
+    expected = ratio_interval(run.turns["head"], run.turns["base"])
+    assert expected is not None
+    assert [expected.low, expected.high] in [list(line.get_xdata()) for line in axes.get_lines()]
+    assert not axes.patches  # nothing was measured twice
+    records[1] = records[1].model_copy(update={"again": run.times("head")})
+    (axes,) = drawn(ratios(records)).figure.axes
+    (band,) = axes.patches
+    assert band.get_x() + band.get_width() == pytest.approx(1.1, abs=0.01)  # type: ignore[attr-defined]
+
+
+def test_without_rounds_there_are_no_ratios(make_record: MakeRecord) -> None:
+    assert isinstance(ratios([make_record("baseline"), make_record("liger")]), Skipped)
 
 
 def test_styles_are_distinct_and_the_same_everywhere(make_record: MakeRecord) -> None:
