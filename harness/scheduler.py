@@ -57,8 +57,7 @@ class CaseRunner:
         """One record per implementation, in the suite's order. With `more` cases to come their workers start early."""
         measured = [i for i in self.implementations if i.name != LOWER_BOUND]
         records: dict[str, Record] = {}
-        twice = self.suite.measured_twice if "time" in self._phases else None
-        groups = groups_of(measured, self.suite.reference, twice, self._places(case))
+        groups = groups_of(measured, self.suite.reference, self._twice(measured), self._places(case))
         for group in groups:
             found = self._run_group(case, group, notice, start_ahead=more and len(groups) == 1)
             for position, implementation in enumerate(group.rows):
@@ -78,6 +77,13 @@ class CaseRunner:
     @property
     def _timeout_s(self) -> float:
         return self.suite.limits.timeout_s
+
+    def _twice(self, measured: Sequence[SuiteImplementation]) -> str | None:
+        """The row of the A/A: the suite's, or the first that was chosen where --only or --skip left that out."""
+        names = [row.name for row in measured]
+        if "time" not in self._phases or not names:
+            return None
+        return self.suite.measured_twice if self.suite.measured_twice in names else names[0]
 
     def _places(self, case: Case) -> int:
         return places_on(case, self.device, self.device_bytes)

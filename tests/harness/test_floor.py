@@ -30,6 +30,13 @@ def test_an_h200_needs_half_a_ms_to_read_and_write_gemma2_s_head() -> None:
     assert floors["fwd_bwd_ms"].higher_ms == floors["fwd_bwd_ms"].arithmetic_ms
 
 
+def test_what_may_still_be_in_the_cache_need_not_have_been_written() -> None:
+    cached = time_floors(CASE, {**H200, "l2_bytes": 60 << 20})["fwd_bwd_ms"].bytes_ms
+    assert cached == pytest.approx((2 * 1.2174 - 0.0629) / 4.917, abs=0.001)
+    small = Case(tokens=128, hidden_size=64, vocab_size=512)
+    assert time_floors(small, {**H200, "l2_bytes": 60 << 20})["fwd_bwd_ms"].bytes_ms == 0
+
+
 def test_a_copy_that_is_faster_than_the_clocks_promise_lowers_the_floor() -> None:
     slow, fast = (time_floors(CASE, H200, rate)["fwd_bwd_ms"].bytes_ms for rate in (4.2e12, 9.834e12))
     assert slow == time_floors(CASE, H200)["fwd_bwd_ms"].bytes_ms

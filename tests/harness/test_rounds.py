@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.statistics.simulation import NOISE_AND_DRIFT, rounds_when_narrow, simulate
+from harness.analysis.statistics.turns import Turns
 from harness.player import REFEREE, Player
 from harness.process import WorkerFailure
 from harness.record import Status, Times
@@ -180,3 +182,28 @@ def test_everyone_failing_ends_the_rounds() -> None:
     play(players, player(FakeWorker("referee", clock)), players[0])
     assert [one.status for one in players] == [Status.OUT_OF_MEMORY] * 2
     assert clock.turns.count("one") == 2
+
+
+class Recorded(FakeWorker):
+    """Answers its turns with those of a simulated run."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        super().__init__(name, Clock())
+        self.recorded = turns
+
+    def receive(self, what: str, timeout_s: float) -> dict[str, list[float]]:
+        self.turns += 1
+        taken = self.recorded.values[self.turns - 1].tolist()
+        return {"gemm_ms": taken} if self.name == "referee" else {"fwd_bwd_ms": taken}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_rest_when_the_simulation_says_so(seed: int) -> None:
+    """The error rates of docs/statistics.md are of `rounds_when_narrow`: this is the rule that it stands for."""
+    times = {"base": 60.0, "head": 61.0, "gemm": 14.0}
+    turns = simulate(times, 120, NOISE_AND_DRIFT, seed, samples_per_turn=1).turns
+    workers = {name: Recorded(name, turns[name]) for name in ("base", "head")}
+    players = [player(worker) for worker in workers.values()]
+    play(players, player(Recorded("referee", turns["gemm"])), players[0], 60, minimum_rounds=20, samples_per_turn=1)
+    assert workers["head"].turns == rounds_when_narrow(turns["base"], turns["head"], target=0.01, first=20)
+    assert workers["base"].turns == workers["head"].turns < 120

@@ -79,6 +79,13 @@ def test_the_reference_is_measured_twice_unless_another_row_is_named() -> None:
     assert found["one"].again is not None and found["baseline"].again is None
 
 
+def test_without_that_row_the_first_is_measured_twice() -> None:
+    with closing(runner_of("one", "two")) as runner:
+        runner.implementations = [row for row in runner.implementations if row.name in ("one", "two")]
+        found = runner.run(GEMMA2, lambda *_: None)
+    assert [record.again is not None for record in found] == [True, False]
+
+
 def test_without_times_nothing_is_measured_twice() -> None:
     assert measure("one", measurement={"phases": ["memory", "agreement"]})["baseline"].again is None
     assert "baseline-again" not in {worker for worker, _ in FakeWorker.log}
