@@ -61,7 +61,7 @@ class CaseRunner:
         for group in groups:
             found = self._run_group(case, group, notice, start_ahead=more and len(groups) == 1)
             for position, implementation in enumerate(group.rows):
-                beside = len(group.rows) > 1 or group.guest is not None
+                beside = len(group.rows) > 1 or group.guest is not None or group.twice is not None
                 if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and beside:
                     notice(implementation.name, "again, alone")  # the workers beside it held memory too
                     found[position] = self._run_group(case, Group((implementation,)), notice)[0]
