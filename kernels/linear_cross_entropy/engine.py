@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import reference
-from kernels.linear_cross_entropy.config import PACK_FRACTION
+from kernels.linear_cross_entropy.config import PACK_FRACTION, capturing
 from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
 
 
@@ -19,7 +19,7 @@ def count_kept(problem: Problem, pack: bool) -> int | None:
     """How many rows are not ignored, or None where packing them would not pay."""
     if problem.tokens == 0:
         return 0
-    if not pack or (problem.input.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not pack or capturing(problem.input.device):
         return None
     kept = int((problem.target != problem.ignore_index).sum())  # the host waits here
     return kept if packing_pays(kept, problem.tokens) else None

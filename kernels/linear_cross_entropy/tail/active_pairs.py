@@ -166,6 +166,7 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     BLOCK_K: tl.constexpr,
     CLASSES: tl.constexpr,  # of a program: a part of the tile
     COLS: tl.constexpr,
+    STEP: tl.constexpr,  # pairs at a time: ROWS or a part of them
 ):
     # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks. Columns vary slowest: the tokens
     # of a tile are anywhere in E, and COLS of E fit into L2.
@@ -177,8 +178,10 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     cols = column * COLS + tl.arange(0, COLS)
     total = tl.zeros((CLASSES, COLS), tl.float32)
     bias_total = tl.zeros((CLASSES,), tl.float32)
-    for block in range(tl.load(first_block + tile) - done, tl.load(first_block + tile + 1) - done):
-        local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    begin = (tl.load(first_block + tile) - done) * ROWS
+    end = (tl.load(first_block + tile + 1) - done) * ROWS
+    for first in range(begin, end, STEP):
+        local = (first + tl.arange(0, STEP)).to(tl.int64)
         token = tl.load(tokens + local)
         rows = tl.where(token >= 0, token, 0).to(tl.int64)
         a = tl.load(dz + local[None, :] * BLOCK_V + v[:, None])
@@ -303,5 +306,6 @@ def write_weight_gradient(
         GROUPED=model.groups > 1, BLOCK_K=max(16, triton.next_power_of_2(model.groups)),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
+        STEP=options.weight_step,
         num_warps=options.weight_warps, num_stages=options.weight_stages,
     )  # fmt: skip

@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.linear_cross_entropy.config import Tile, tail_tile
+from kernels.linear_cross_entropy.config import Tile, capturing, tail_tile
+from kernels.linear_cross_entropy.engine import gradients as exact_gradients
 from kernels.linear_cross_entropy.engine import kept_rows, packing_pays
-from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail import gradients as steps
 from kernels.linear_cross_entropy.tail.groups import BLOCK_N, TokenGroups, group_means, group_tokens
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
@@ -36,6 +37,7 @@ def remember(
     tile = tail_tile(tile_classes)
     problem = replace(problem, input=_aligned(problem.input, tile), weight=_aligned(problem.weight, tile))
     with on_device(device):
+        pack = pack and not capturing(device)
         number = HostCopy((problem.target != problem.ignore_index).sum()) if pack else None
         if centres is None:  # while the number is on its way
             model = tail_model(problem, typical_token(problem), order, tile_classes)
@@ -93,6 +95,9 @@ def gradients(
     certify: bool,
 ) -> tuple[Gradients, Tensor]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count; and a report (report.py)."""
+    if capturing(problem.input.device):  # a compiled model's CUDA graph: the exact path, which asks the host nothing
+        result = exact_gradients(problem, statistics, grad_loss, grad_lse, needs, Method(), None)
+        return result, torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
     place, permutation, of_block = remembered[4:7]
     rows, part, groups = None, problem, None
     if permutation.numel():

@@ -35,7 +35,9 @@ from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
-GATHER_BYTES = 24 * 2**20  # of dz at once: what it is read from again is L2
+# Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: the lists of tiles differ
+# in length, and every launch ends with its longest.
+GATHER_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def gradients(
     tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
-    ranges = plan_blocks(first_block.tolist(), GATHER_BYTES // (rows * model.tile_classes * C.element_size()))
+    scratch = GATHER_BYTES + problem.input.nbytes
+    ranges = plan_blocks(first_block.tolist(), scratch // (rows * model.tile_classes * C.element_size()))
     sizes = [int(first_block[stop] - first_block[start]) for start, stop in ranges]
     dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)
     for (start, stop), size in zip(ranges, sizes, strict=True):

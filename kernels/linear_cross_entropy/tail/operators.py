@@ -192,14 +192,17 @@ def _(grad_loss: Tensor, grad_lse: Tensor, input: Tensor, weight: Tensor, *rest:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     operands, report, settings = inputs[:6], inputs[6], inputs[7:]
     ctx.save_for_backward(*operands, *output[1:])
+    # Or autograd would fill in zeros for what is kept of the tiles: as much memory again.
+    ctx.set_materialize_grads(False)
     ctx.settings, ctx.report = settings, report
 
 
-def _backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:11]
+    upstream = (torch.zeros_like(lse) if g is None else g.contiguous() for g in (grad_loss, grad_lse))
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], operands[2] is not None and ctx.needs_input_grad[2])
     *gradients, report = tail_backward(
-        grad_loss.contiguous(), grad_lse.contiguous(), *operands, lse, nll, maximum, total, kept,
+        *upstream, *operands, lse, nll, maximum, total, kept,
         *ctx.saved_tensors[11:], *ctx.settings, *needs,
     )  # fmt: skip
     if ctx.report.numel():
