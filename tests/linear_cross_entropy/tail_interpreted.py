@@ -257,7 +257,7 @@ def test_a_second_backward_gives_the_same(settings: dict) -> None:
     problem = make_problem("zipf", 100, 40, 700, beta=0.1, ignored=41, **settings)
     leaves = problem.input.requires_grad_(), problem.weight.requires_grad_()
     outputs = operators.tail_forward(
-        *leaves, None, problem.target, None, None, torch.empty(0, dtype=torch.float64),
+        *leaves, None, problem.target, None, None, None,
         0.1, -100, problem.softcap, True, TILE, 3e-2, False, True, True, False,
     )  # fmt: skip
     first, second = (torch.autograd.grad(outputs[0].sum(), leaves, retain_graph=True) for _ in range(2))
