@@ -96,25 +96,15 @@ class OwnLoss:
             return {}
         import torch
 
-        from kernels import linear_cross_entropy
+        from kernels import LinearCrossEntropyLoss
 
-        module = self._module(linear_weight, settings)
-        asked = {key: value for key, value in module.settings.items() if key != "return_stats"}
-        order, centres = module.layout(input, linear_weight)
-        loss, stats = linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            vocabulary_order=order,
-            token_centres=centres,
-            return_stats=True,
-            **asked,
-        )
+        module = LinearCrossEntropyLoss(**settings, **self._settings, return_stats=True)
+        module.load_state_dict(self._module(linear_weight, settings).state_dict())  # the order that was measured
+        loss, stats = module(input, linear_weight, target, linear_bias)
         torch.autograd.backward(loss, upstream.to(loss.dtype))
         told = {"dense": float(stats.path == "dense")}
         told |= {name: value for name in STATED if math.isfinite(value := getattr(stats, name))}
-        if order is not None and input.is_cuda:
+        if module.vocabulary_order is not None and input.is_cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             module.refresh_order(input, linear_weight)

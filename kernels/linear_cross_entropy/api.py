@@ -136,38 +136,38 @@ def linear_cross_entropy(
     softcap = softcap or 0.0
     needs = [t is not None and t.requires_grad for t in operands[:3]]
     wants_gradient = torch.is_grad_enabled() and any(needs)
-    stats = GradientStats.empty()
     tile_classes = tail_tile_classes(operands[0], operands[1]) if gradient in ("auto", "corrected") else 0
+    models = tile_classes > 0 and wants_gradient and not fused
+    in_forward = fused and wants_gradient and reduction != "none" and not return_lse
+    stats = GradientStats.empty() if return_stats else None
+    if stats is not None and not models:
+        stats.report[0] = 1.0  # whatever the backward does, it is not modelling
     filtered = gradient == "filtered"
     settings = (
         float(label_smoothing), ignore_index, softcap, pack_tokens, filtered, filter_eps or 0.0,
         sort_vocabulary and filter_eps is not None and filtered,
     )  # fmt: skip
-    if tile_classes and wants_gradient and not fused:
+    if models:
         if gradient_tolerance is None:
             gradient_tolerance = torch.finfo(input.dtype).eps / 4
         loss, lse, nll, *_ = tail_operators.tail_forward(
             *operands, vocabulary_order, token_centres if softcap == 0 else None,
-            stats.report if return_stats else stats.report[:0],
+            None if stats is None else stats.report,
             float(label_smoothing), ignore_index, softcap, pack_tokens, tile_classes,
             gradient_tolerance, gradient == "auto", model_tail, first_order, return_stats,
         )  # fmt: skip
-    elif fused and wants_gradient and reduction != "none" and not return_lse:
-        stats.report[0] = 1.0
+    elif in_forward:  # a scalar already
         loss, nll, *_ = operators.fused(*operands, *settings, reduction == "mean", *needs)
-        extras = ([nll.detach().view(rows)] if return_nll else []) + ([stats] if return_stats else [])
-        return (loss, *extras) if extras else loss
     else:
-        stats.report[0] = 1.0
         loss, lse, nll, *_ = operators.forward(*operands, *settings)
     if reduction == "none":
         loss = loss.view(rows)
-    else:
+    elif not in_forward:
         loss = loss.sum()
         if reduction == "mean":
             loss = loss / (operands[3] != ignore_index).sum()
     extras = ([lse.view(rows)] if return_lse else []) + ([nll.detach().view(rows)] if return_nll else [])
-    extras += [stats] if return_stats else []
+    extras += [] if stats is None else [stats]
     return (loss, *extras) if extras else loss
 
 

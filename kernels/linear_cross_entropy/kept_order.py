@@ -16,7 +16,8 @@ from kernels.linear_cross_entropy.vocabulary_order import (
 ORDERS = ("tree", "average-logit", "none")
 GROUP_TOKENS = 1024  # 8 blocks of tokens: one in eight at most is shared with a neighbour
 STATE = ("order", "centres", "_head", "_age")
-INTERVAL = 500  # forwards: on a Gemma-2 head an order costs what 0.003 forwards do, and weights move slowly
+# Forwards. On a Gemma-2 head an order takes about 35 ms, two forwards: here 0.4 % of each, and weights move slowly.
+INTERVAL = 500
 
 
 class KeptOrder:

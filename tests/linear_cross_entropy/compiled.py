@@ -320,7 +320,7 @@ def test_small_tail_kernels() -> None:
     combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
     check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
     product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}
-    check(tile_statistics.row_product_kernel, product, {"num_warps": 4}, capability)
+    check(elementwise.row_product_kernel, product, {"num_warps": 4}, capability)
     for kernel in (model.token_weights_kernel, tail_upstream.upstream_kernel):
         check(kernel, arguments | {"BLOCK": 4096}, {"num_warps": 16}, capability)
 

@@ -59,10 +59,7 @@ def remember(
         statistics = tile_statistics(part, model, target, tile, tiles, groups)
         model = with_relative_spread(model)
     if rows is not None:
-        whole = Statistics(*(torch.zeros(N, dtype=torch.float32, device=device) for _ in range(5)))
-        for every, some in zip(whole.tensors(), statistics.tensors(), strict=True):
-            every.index_copy_(0, rows, some)
-        statistics = whole
+        statistics = statistics.placed(rows, N)
     integers = lambda count: torch.empty(count, dtype=torch.int64, device=device)  # noqa: E731
     place, permutation = integers(0 if order is None else N), integers(0 if groups is None else N)
     of_block = torch.empty(0 if groups is None else -(-N // BLOCK_N), dtype=torch.int32, device=device)
@@ -130,11 +127,7 @@ def gradients(
             certified=certify,
         )
         report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
-    if rows is not None and result.input is not None:
-        grad_input = problem.input.new_zeros(problem.input.shape)
-        grad_input.index_copy_(0, rows, result.input)
-        result = Gradients(grad_input, result.weight, result.bias)
-    return result, report
+    return result if rows is None else result.placed(rows, problem.tokens), report
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -32,7 +32,7 @@ KEPT = (
 @torch.library.custom_op(
     "linear_cross_entropy::tail_forward",
     mutates_args=(),
-    schema=f"({OPERANDS}, Tensor report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
+    schema=f"({OPERANDS}, Tensor? report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
 )
 def tail_forward(
@@ -42,7 +42,7 @@ def tail_forward(
     target: Tensor,  # (N,)
     order: Tensor | None,  # (V,)
     centres: Tensor | None,  # (K, D) fp32
-    report: Tensor,  # fp64 on the host, for the backward to fill; of no elements where nobody asks
+    report: Tensor | None,  # fp64 on the host, for the backward to fill; None where nobody asks
     label_smoothing: float,
     ignore_index: int,
     softcap: float,
@@ -71,7 +71,7 @@ def _(
     target: Tensor,
     order: Tensor | None,
     centres: Tensor | None,
-    report: Tensor,
+    report: Tensor | None,
     label_smoothing: float,
     ignore_index: int,
     softcap: float,
@@ -205,7 +205,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: T
         *upstream, *operands, lse, nll, maximum, total, kept,
         *ctx.saved_tensors[11:], *ctx.settings, *needs,
     )  # fmt: skip
-    if ctx.report.numel():
+    if ctx.report is not None:
         ctx.report.copy_(report)
     none_of_settings = (None,) * (4 + len(ctx.settings))
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings

@@ -20,6 +20,7 @@ from kernels.linear_cross_entropy.config import Tile, multiprocessors, vocabular
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
+from kernels.linear_cross_entropy.tail.elementwise import row_product
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 
@@ -37,7 +38,7 @@ class TileStatistics:
     mean_slope: Tensor | None  # bf16, under a softcap with smoothing
 
 
-@triton.jit(do_not_specialize=["N", "first_tile", "tiles_per_part", "ignore_index"])
+@triton.jit(do_not_specialize=["N", "tiles_per_part", "ignore_index"])
 def tile_statistics_kernel(  # noqa: PLR0915 - all that one tile is asked while it is in registers
     input,  # (N, D)
     weight,  # (V, D): the slice's rows, in order
@@ -197,29 +198,6 @@ def combine_tiles_kernel(
     tl.store(lse + rows, tl.where(ignored, 0.0, top + log_mass), mask=in_batch)
     tl.store(maximum + rows, top, mask=in_batch)
     tl.store(total + rows, mass, mask=in_batch)
-
-
-@triton.jit(do_not_specialize=["N"])
-def row_product_kernel(matrix, vector, out, N, D, stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    # A program owns BLOCK_N rows: out_n = sum_d matrix_nd * vector_d in fp32.
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for d in range(0, D, BLOCK_D):
-        cols = d + tl.arange(0, BLOCK_D)
-        mask = (rows < N)[:, None] & (cols < D)[None, :]
-        part = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=mask, other=0.0)
-        total += part.to(tl.float32) * tl.load(vector + cols, mask=cols < D, other=0.0)[None, :]
-    tl.store(out + rows, tl.sum(total, axis=1), mask=rows < N)
-
-
-def row_product(matrix: Tensor, vector: Tensor) -> Tensor:  # (N, D), (D,) fp32 -> (N,) fp32
-    """matrix @ vector in fp32, without an fp32 copy of the matrix."""
-    N, D = matrix.shape
-    out = torch.empty(N, dtype=torch.float32, device=matrix.device)
-    row_product_kernel[(triton.cdiv(N, 32),)](
-        matrix, vector, out, N, D, matrix.stride(0), BLOCK_N=32, BLOCK_D=128, num_warps=4
-    )
-    return out
 
 
 def tile_statistics(
