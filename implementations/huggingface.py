@@ -148,11 +148,12 @@ def _loss(
     if shift_labels is None:
         shift_labels = nn.functional.pad(cast("Tensor", labels)[..., 1:], (0, 1), value=ignored)
     hidden = logits.hidden.flatten(0, -2)
-    order, centres = module.layout(hidden, logits.weight)
+    target = shift_labels.flatten().to(logits.device)
+    order, centres = module.layout(hidden, logits.weight, target, softcap=logits.softcap)
     loss: Any = linear_cross_entropy(
         hidden,
         logits.weight,
-        shift_labels.flatten().to(logits.device),
+        target,
         linear_bias=logits.bias,
         softcap=logits.softcap,
         reduction="mean" if num_items_in_batch is None else "sum",

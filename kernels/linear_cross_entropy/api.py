@@ -15,6 +15,7 @@ from kernels.linear_cross_entropy.checks import (
 from kernels.linear_cross_entropy.config import tail_tile_classes
 from kernels.linear_cross_entropy.problem import FILTER_EPS
 from kernels.linear_cross_entropy.tail import operators as tail_operators
+from kernels.linear_cross_entropy.tail.method import default_tolerance
 from kernels.linear_cross_entropy.tail.report import GradientStats
 
 
@@ -86,8 +87,8 @@ def linear_cross_entropy(
             "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
             is faster and loses what it skips; smoothing is exact whichever is chosen.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
-            beside the rounding of their dtype. None means a quarter of a unit in the last place: 0.002
-            in bf16, 0.00024 in fp16, a little less than what torch's own roundings add up to. Smaller is slower.
+            beside the rounding of their dtype. None means three eighths of a unit in the last place:
+            0.003 in bf16, 0.0004 in fp16, what torch's own roundings add up to. Smaller is slower.
         vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
             neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module
             keeps one.
@@ -149,7 +150,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     if models:
         if gradient_tolerance is None:
-            gradient_tolerance = torch.finfo(input.dtype).eps / 4
+            gradient_tolerance = default_tolerance(input.dtype)
         loss, lse, nll, *_ = tail_operators.tail_forward(
             *operands, vocabulary_order, token_centres if softcap == 0 else None,
             None if stats is None else stats.report,

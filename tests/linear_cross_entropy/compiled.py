@@ -286,7 +286,8 @@ def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: Gathe
     steps = 1 if ordered else tile.block_v // blocks.input_step
     spilled = 8 if ordered and capability == 80 and blocks.rows == 128 else 0  # measured, and not wanted
     check(active_pairs.scatter_input_gradient_kernel, columns, options, capability, spilled, steps)
-    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v), "COLS": blocks.weight_cols, "STEP": blocks.weight_step}
+    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v)}
+    classes |= {"COLS": blocks.weight_cols, "STEP": blocks.weight_step}
     options = {"num_warps": blocks.weight_warps, "num_stages": blocks.weight_stages}
     for softcap in (False, True):
         flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows} | classes

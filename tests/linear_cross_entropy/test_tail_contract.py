@@ -138,7 +138,7 @@ def test_compiles_without_a_graph_break(module: bool) -> None:
 
 
 BAD_MODULES = [
-    (dict(order="sorted"), ValueError, "order: 'sorted'; allowed are tree, average-logit, none"),
+    (dict(order="sorted"), ValueError, "order: 'sorted'; allowed are auto, tree, average-logit, none"),
     (dict(order_interval=-1), ValueError, "order_interval: -1; it must be an integer, 0 or more"),
     (dict(order_interval=1.5), ValueError, "order_interval: 1.5"),
     (dict(vocabulary_order=None), TypeError, "vocabulary_order: no such setting"),
@@ -155,7 +155,7 @@ def test_bad_settings_of_the_module_are_named(change: dict, kind: type[Exception
         LinearCrossEntropyLoss(**{"gradient": "auto"} | change)
 
 
-@pytest.mark.parametrize("order", ["tree", "average-logit", "none"])
+@pytest.mark.parametrize("order", ["auto", "tree", "average-logit", "none"])
 def test_the_order_is_part_of_the_state(order: str, tmp_path) -> None:
     input, weight, _ = operands()
     module = LinearCrossEntropyLoss(gradient="auto", order=order)

@@ -105,12 +105,7 @@ def gradients(
     if rows is not None:
         part, statistics = problem.rows(rows), statistics.rows(rows)
         grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
-    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
-    model = TailModel(
-        tile_classes, typical, order, shape, shape_square, centre, spread,
-        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
-    )  # fmt: skip
-    tiles = _view(remembered[:4], model.tiles, part.tokens)
+    model, tiles = recalled(remembered, part.tokens, order, tile_classes)
     target = part.target if order is None else place[: part.tokens]
     with on_device(problem.input.device):
         result, stats = steps.gradients(
@@ -128,6 +123,18 @@ def gradients(
         )
         report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
     return result if rows is None else result.placed(rows, problem.tokens), report
+
+
+def recalled(
+    remembered: tuple[Tensor, ...], tokens: int, order: Tensor | None, tile_classes: int
+) -> tuple[TailModel, TileStatistics]:
+    """What `remember` kept of the head and of `tokens` tokens."""
+    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
+    model = TailModel(
+        tile_classes, typical, order, shape, shape_square, centre, spread,
+        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
+    )  # fmt: skip
+    return model, _view(remembered[:4], model.tiles, tokens)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -35,8 +35,8 @@ from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
-# Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: the lists of tiles differ
-# in length, and every launch ends with its longest.
+# Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
+# lengths, and every launch ends with its longest.
 GATHER_BYTES = 32 * 2**20
 
 

@@ -23,6 +23,8 @@ SETTINGS = (
     "float tolerance, bool choose, bool tail, bool first_order, bool certify"
 )
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
+# The host reads how many pairs are active: a compiled model leaves these calls out of its CUDA graphs.
+TAGS = (torch.Tag.cudagraph_unsafe,)
 KEPT = (
     "tile_lse", "residual", "mass_slope", "mean_slope", "position", "permutation", "of_block",
     "typical", "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
@@ -32,6 +34,7 @@ KEPT = (
 @torch.library.custom_op(
     "linear_cross_entropy::tail_forward",
     mutates_args=(),
+    tags=TAGS,
     schema=f"({OPERANDS}, Tensor? report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
 )
@@ -114,6 +117,7 @@ def _(
 @torch.library.custom_op(
     "linear_cross_entropy::tail_backward",
     mutates_args=(),
+    tags=TAGS,
     schema=f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)}, "
     f"{SETTINGS}, {NEEDS}) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor report)",
