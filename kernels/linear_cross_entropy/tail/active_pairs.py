@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.primitives import capped, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions
@@ -273,7 +274,7 @@ def scatter_input_gradient(
 ) -> None:
     """accumulator (N, D) fp32 += dz @ C over the pairs."""
     D = problem.hidden_size
-    scatter_input_gradient_kernel[(blocks.count * triton.cdiv(D, options.input_cols),)](
+    scatter_input_gradient_kernel[(blocks.count * cdiv(D, options.input_cols),)](
         dz, problem.weight, model.order, blocks.tokens, blocks.tile_of_block, accumulator,
         blocks.count, problem.vocab_size, D, problem.weight.stride(0),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
@@ -296,16 +297,16 @@ def write_weight_gradient(
     D = problem.hidden_size
     classes = min(options.weight_classes, model.tile_classes)
     parts = model.tile_classes // classes
-    columns = triton.cdiv(D, options.weight_cols) if grad_weight is not None else 1
+    columns = cdiv(D, options.weight_cols) if grad_weight is not None else 1
     write_weight_gradient_kernel[(blocks.tiles * parts * columns,)](
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
         grad_weight, grad_bias,
         problem.vocab_size, D, model.groups, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
-        GROUPED=model.groups > 1, BLOCK_K=max(16, triton.next_power_of_2(model.groups)),
+        GROUPED=model.groups > 1, BLOCK_K=max(16, next_power_of_2(model.groups)),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
-        CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
+        CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else next_power_of_2(D),
         STEP=options.weight_step,
         num_warps=options.weight_warps, num_stages=options.weight_stages,
     )  # fmt: skip

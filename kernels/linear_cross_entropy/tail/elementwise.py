@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.tail.groups import BLOCK_N as GROUP_ROWS
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
 
@@ -90,7 +91,7 @@ def squared_distances(matrix: Tensor, point: Tensor) -> Tensor:  # (N, D), (D,) 
     """|matrix_n - point|^2 in fp32."""
     N, D = matrix.shape
     out = torch.empty(N, dtype=torch.float32, device=matrix.device)
-    squared_distance_kernel[(triton.cdiv(N, BLOCK_ROWS),)](
+    squared_distance_kernel[(cdiv(N, BLOCK_ROWS),)](
         matrix, point, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
     )
     return out
@@ -100,14 +101,14 @@ def row_product(matrix: Tensor, vector: Tensor) -> Tensor:  # (N, D), (D,) fp32 
     """matrix @ vector in fp32, without an fp32 copy of the matrix."""
     N, D = matrix.shape
     out = torch.empty(N, dtype=torch.float32, device=matrix.device)
-    row_product_kernel[(triton.cdiv(N, 32),)](
+    row_product_kernel[(cdiv(N, 32),)](
         matrix, vector, out, N, D, matrix.stride(0), BLOCK_N=32, BLOCK_D=128, num_warps=4
     )
     return out
 
 
 def _grid(rows: int, cols: int) -> tuple[int, int]:
-    return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(cols, BLOCK_COLS)
+    return cdiv(rows, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
 
 
 def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor, groups: TokenGroups | None) -> Tensor:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import Tile, multiprocessors, vocabulary_groups
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
@@ -220,7 +221,7 @@ def tile_statistics(
     if model.order is not None:
         tiles_per_launch = max(1, packed_bytes // (tile.block_v * D * C.element_size()))
         packed = new(min(V, tiles_per_launch * tile.block_v), D, dtype=C.dtype)
-    token_blocks = triton.cdiv(N, tile.block_n)
+    token_blocks = cdiv(N, tile.block_n)
     sums: list[Tensor] = []
     for first in range(0, T, tiles_per_launch):
         last = min(first + tiles_per_launch, T)
@@ -232,8 +233,8 @@ def tile_statistics(
             bias = None if problem.bias is None else problem.bias[rows]
         tiles = last - first
         parts = vocabulary_groups(token_blocks, tiles, multiprocessors(E.device), tiles)
-        tiles_per_part = triton.cdiv(tiles, parts)
-        parts = triton.cdiv(tiles, tiles_per_part)
+        tiles_per_part = cdiv(tiles, parts)
+        parts = cdiv(tiles, tiles_per_part)
         logit_sums = new(parts, N) if has_softcap and smooth else None
         if logit_sums is not None:
             sums.append(logit_sums)
@@ -261,7 +262,7 @@ def tile_statistics(
         if problem.bias is not None:
             logit_mean += problem.bias.sum(dtype=torch.float32) / V
     result = Statistics(*(new(N) for _ in range(5)))
-    combine_tiles_kernel[(triton.cdiv(N, COMBINE_TOKENS),)](
+    combine_tiles_kernel[(cdiv(N, COMBINE_TOKENS),)](
         found.lse, target_logit, logit_mean, problem.target, *result.tensors(),
         N, T, V, problem.ignore_index, problem.label_smoothing,
         SMOOTH=smooth, BLOCK_N=COMBINE_TOKENS, BLOCK_T=COMBINE_TILES,
@@ -290,8 +291,8 @@ def positions(problem: Problem, order: Tensor | None) -> Tensor:  # (N,) int64
         return problem.target
     N, V = problem.tokens, problem.vocab_size
     inverse, position = torch.empty_like(order), torch.empty_like(problem.target)
-    inverse_kernel[(triton.cdiv(V, 1024),)](order, inverse, V, BLOCK=1024, num_warps=4)
-    position_kernel[(triton.cdiv(N, 1024),)](
+    inverse_kernel[(cdiv(V, 1024),)](order, inverse, V, BLOCK=1024, num_warps=4)
+    position_kernel[(cdiv(N, 1024),)](
         problem.target, inverse, position, N, V, problem.ignore_index, BLOCK=1024, num_warps=4
     )
     return position
