@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
-import signal
 import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.record import Record
-
-HARNESS = [sys.executable, "-m", "harness"]
+from tests.harness.running import HARNESS, harness, records
 
 PLANTED = """\
 name: planted
@@ -30,7 +25,6 @@ implementations:
   - {name: raises, path: "tests.harness.planted:raises"}
   - {name: dies, path: "tests.harness.planted:dies"}
   - {name: dies-later, path: "tests.harness.planted:dies_later"}
-  - {name: hangs, path: "tests.harness.planted:hangs"}
   - {name: eats-memory, path: "tests.harness.planted:eats_memory"}
   - {name: wrong, path: "tests.harness.planted:wrong"}
   - {name: zero-weight-gradient, path: "tests.harness.planted:zero_weight_gradient"}
@@ -56,36 +50,38 @@ expectations:
        no-module, talks-nonsense]
     status: crashed
     reason: planted
-  - {implementation: hangs, status: timeout, reason: planted}
   - {implementation: [eats-memory], status: out_of_memory, reason: planted}
   - implementation: [wrong, zero-weight-gradient, spoils-inputs, cheats-without-grad]
     status: disagrees
     reason: planted
 """
 
-TINY = """\
-name: tiny
-description: many cases that take no time
+HANGING = """\
+name: hanging
+description: one that never answers, between two that do
 device: cpu
-grid:
-  tokens: [4, 8]
-  hidden_size: 8
-  vocab_size: 32
-  dtype: float32
-  inputs: gaussian
-  label_smoothing: [0.0, 0.1, 0.5]
-implementations: [lower-bound, baseline, {name: right, path: "tests.harness.planted:slow"}]
-measurement: {phases: [agreement]}
+grid: {tokens: 16, hidden_size: 16, vocab_size: 64, dtype: float32, inputs: gaussian}
+implementations:
+  - baseline
+  - {name: hangs, path: "tests.harness.planted:hangs"}
+  - {name: right, path: "tests.harness.planted:right"}
+measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
+limits: {timeout_s: 60}
+expectations: [{implementation: hangs, status: timeout, reason: planted}]
 """
 
 
-def harness(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*HARNESS, *map(str, arguments)], capture_output=True, text=True, check=False, **settings)
-
-
-def records(directory: Path) -> list[Record]:
-    whole, _, _ = (directory / "records.jsonl").read_text().rpartition("\n")  # a kill may tear the last line
-    return [Record.model_validate_json(line) for line in whole.splitlines()]
+@pytest.fixture(scope="module", autouse=True)
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """Under way: it waits for a minute, which the other tests fill."""
+    root = tmp_path_factory.mktemp("hanging")
+    (root / "suite.yaml").write_text(HANGING)
+    command = [*HARNESS, "run", str(root / "suite.yaml"), "--out", str(root / "run")]
+    with (root / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+    yield root / "run", process
+    process.terminate()  # where nobody waited
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +100,6 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "raises": ("crashed", "ZeroDivisionError: planted"),
         "dies": ("crashed", "killed by SIGSEGV during 'settle'"),
         "dies-later": ("crashed", "killed by SIGSEGV during 'turn' (in round "),
-        "hangs": ("timeout", "no answer to 'settle' within 60 s"),
         "eats-memory": ("out_of_memory", "can't allocate memory"),
         "wrong": ("disagrees", "grad_input"),
         "zero-weight-gradient": ("disagrees", "grad_weight"),
@@ -183,9 +178,12 @@ def test_what_the_first_call_costs_is_reported_apart(planted: tuple[Path, Any]) 
     assert max(row.times.fwd_bwd_ms) < 1500
 
 
-def test_a_hanging_worker_leaves_no_process(planted: tuple[Path, Any]) -> None:
-    running = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, planted[0])]
-    assert running == []
+def test_dead_workers_leave_no_process(planted: tuple[Path, Any]) -> None:
+    assert _workers_of(planted[0]) == []
+
+
+def _workers_of(directory: Path) -> list[Path]:
+    return [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, directory)]
 
 
 def _is_worker_of(process: Path, directory: Path) -> bool:
@@ -197,13 +195,13 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 23
+    assert len(rows) == 22
     assert next(row for row in rows if row["implementation"] == "talkative")["figures"]["share"] == 0.25
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
     assert by_name["right"]["samples"] >= 20
     assert by_name["wrong"]["grad_input_error"] == pytest.approx(0.1, rel=1e-2)
-    assert by_name["hangs"]["fwd_bwd_ms"] is None
+    assert by_name["dies"]["fwd_bwd_ms"] is None
 
 
 def test_records_say_which_code_they_measured(planted: tuple[Path, Any]) -> None:
@@ -223,114 +221,16 @@ def test_unexpected_failures_decide_the_exit_code(tmp_path: Path) -> None:
     assert both.returncode == 4, both.stderr
 
 
-def test_a_run_killed_anywhere_resumes_to_the_same_records(tmp_path: Path) -> None:
-    suite = tmp_path / "suite.yaml"
-    suite.write_text(TINY)
-    directory = tmp_path / "run"
-    moments, command, sizes = random.Random(0), ["run", str(suite), "--out", str(directory)], [0]
-    for _ in range(4):
-        process = subprocess.Popen([*HARNESS, *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while _size(directory) == sizes[-1] and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.6))  # anywhere in the case that follows
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        sizes.append(_size(directory))
-        command = ["run", "--resume", str(directory)]
-    last = harness(*command)
-    assert last.returncode == 0, last.stderr
-    assert len(set(sizes)) == 5  # each kill hit a run that was under way
-    undisturbed = tmp_path / "undisturbed"
-    assert harness("run", suite, "--out", undisturbed).returncode == 0
-
-    def facts(path: Path) -> list[tuple[Any, ...]]:
-        return [(r.case_id, r.implementation, r.status, r.agreement, r.input_checksum) for r in records(path)]
-
-    assert facts(directory) == facts(undisturbed)
-    assert len(facts(directory)) == 6 * 3
-
-
-def test_an_interleaved_run_killed_anywhere_resumes_to_the_same_records(tmp_path: Path) -> None:
-    """With real workers and times; test_killed_anywhere.py has many more moments."""
-    suite = tmp_path / "suite.yaml"
-    timed = TINY.replace("phases: [agreement]", "minimum_rounds: 10, case_budget_s: 0.1").replace("slow", "right")
-    suite.write_text(timed.replace("tokens: [4, 8]", "tokens: 4").replace("[0.0, 0.1, 0.5]", "[0.0, 0.1]"))
-    undisturbed, directory = tmp_path / "undisturbed", tmp_path / "run"
-    begin = time.monotonic()
-    assert harness("run", suite, "--out", undisturbed).returncode == 0
-    a_case = (time.monotonic() - begin) / 2
-    moments, command, kills = random.Random(1), ["run", str(suite), "--out", str(directory)], 0
-    for _ in range(4):
-        process = subprocess.Popen([*HARNESS, *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while not (directory / "plan.json").exists():
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.3, 1.5) * a_case)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() < 0
-        command = ["run", "--resume", str(directory)]
-    assert harness(*command).returncode == 0
-    assert kills > 1
-
-    def facts(path: Path) -> list[tuple[Any, ...]]:
-        return [
-            (
-                *(r.case_id, r.implementation, r.status, r.agreement, r.input_checksum),
-                *(t and (t.round, t.position) for t in (r.times, r.again, r.probes)),
-            )
-            for r in records(path)
-        ]
-
-    assert facts(directory) == facts(undisturbed)
-    assert len(facts(directory)) == 2 * 3
-
-
-def _size(directory: Path) -> int:
-    return len(records(directory)) if (directory / "records.jsonl").exists() else 0
-
-
-def test_a_finished_run_measures_nothing_twice(tmp_path: Path) -> None:
-    suite = tmp_path / "suite.yaml"
-    suite.write_text(TINY)
-    selected = ["--where", "tokens=4", "--where", "label_smoothing=0|0.5", "--skip", "right"]
-    first = harness("run", suite, "--out", tmp_path / "run", *selected)
-    before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    assert first.returncode == 0, first.stderr
-    assert before.count(b"\n") == 4
-    again = harness("run", "--resume", tmp_path / "run")
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
-
-
-def test_a_spent_budget_is_resumable(tmp_path: Path) -> None:
-    suite = tmp_path / "suite.yaml"
-    suite.write_text(TINY)
-    first = harness("run", suite, "--out", tmp_path / "run", "--budget", "1")
-    assert first.returncode == 130, first.stderr
-    assert f"--resume {tmp_path / 'run'}" in first.stderr.replace("\n", " ")
-    assert len(records(tmp_path / "run")) == 3  # one case is always measured, or no budget would ever get anywhere
-    assert harness("run", "--resume", tmp_path / "run").returncode == 0
-    assert len(records(tmp_path / "run")) == 18
-
-
-def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where these tests themselves run as a background job
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_by_the_user(tmp_path: Path, signal_number: signal.Signals) -> None:
-    suite = tmp_path / "suite.yaml"
-    suite.write_text(TINY)
-    process = subprocess.Popen(
-        [*HARNESS, "run", str(suite), "--out", str(tmp_path / "run")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  (no thread has been started yet)
-    )
-    while not (tmp_path / "run" / "records.jsonl").exists():
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.send_signal(signal_number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"--resume" in stderr
-    assert b"Traceback" not in stderr
+def test_a_hanging_worker_is_ended_while_the_others_finish(hanging: tuple[Path, subprocess.Popen[str]]) -> None:
+    """The last test: it waits for a run that began before the first."""
+    directory, process = hanging
+    assert process.wait(timeout=180) == 0, (directory.parent / "stderr").read_text()
+    found = {r.implementation: r for r in records(directory)}
+    assert found["hangs"].status == "timeout"
+    assert found["hangs"].reason == "no answer to 'settle' within 60 s"
+    assert found["hangs"].times is None or found["hangs"].times.fwd_bwd_ms == []
+    assert all(found[name].status == "ok" for name in ("baseline", "right"))
+    assert found["right"].times is not None and len(found["right"].times.fwd_bwd_ms) >= 20
+    assert _workers_of(directory) == []
+    rows = json.loads(harness("report", directory, "--format", "json").stdout)
+    assert {row["implementation"] for row in rows if row["fwd_bwd_ms"] is None} == {"hangs"}
