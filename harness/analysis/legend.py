@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.analysis.formats import interval, mib, ms, number, percent, seconds, shape, three_places
+from harness.analysis.formats import interval, mib, ms, number, percent, ratio, seconds, shape, three_places
 from harness.analysis.row import median_of
 from harness.analysis.rows import Rows
 from harness.analysis.statistics.detection import Finding, Kind
 from harness.analysis.statistics.rows import GEMM, TARGET_INTERVAL, gemm_findings
 from harness.case import Case
-from harness.cost import gemm_flop
+from harness.cost import FORWARD_BACKWARD_GEMMS, FORWARD_GEMMS, gemm_flop
 from harness.interval import FEWEST_ROUNDS
 from harness.record import Record, Status
 
@@ -55,6 +55,8 @@ def _doubts(records: Sequence[Record], rows: Rows) -> list[str]:
             f"95 % interval of the ratio to the reference (its own: of the time) wider than "
             f"{percent(TARGET_INTERVAL)}: {wide}."
         )
+    if fast := _by_smoothing(records, lambda record: _below_its_products(record, rows)):
+        lines.append(f"Faster than cuBLAS's products, for work left out or logits that are not written: {fast}.")
     for kind, head in _HEADS.items():
         found = _by_smoothing(records, lambda record, kind=kind: _found(record, rows, kind))  # type: ignore[misc]
         gemm = [f"the {GEMM} {finding.sentence}" for finding in _of_the_gemm(records) if finding.kind is kind]
@@ -82,10 +84,10 @@ def _noise(record: Record, rows: Rows) -> str | None:
     found = rows.statistics(record)
     if found is None or found.noise is None:
         return None
-    ratio = found.noise.ratio
-    ends = interval(ratio.low, ratio.high, three_places)
+    itself = found.noise.ratio
+    ends = interval(itself.low, itself.high, three_places)
     margin = percent(found.noise.margin)
-    return f"{three_places(ratio.estimate)} [{ends}] in {ratio.rounds} rounds, so less than {margin} is noise"
+    return f"{three_places(itself.estimate)} [{ends}] in {itself.rounds} rounds, so less than {margin} is noise"
 
 
 def _too_few_rounds(record: Record) -> str | None:
@@ -97,6 +99,21 @@ def _too_few_rounds(record: Record) -> str | None:
 def _wide(record: Record, rows: Rows) -> str | None:
     widths = [finding.size for finding in rows.findings(record) if finding.kind is Kind.TOO_WIDE]
     return percent(widths[0]) if widths else None
+
+
+def _below_its_products(record: Record, rows: Rows) -> str | None:
+    """`fwd+bwd 2.84 of 3 GEMMs`: what took less time than cuBLAS takes for its products; None if nothing did."""
+    row = rows.of(record)
+    fwd = row.fwd_no_grad_ms / row.gemm_ms if row.fwd_no_grad_ms is not None and row.gemm_ms else None
+    below = [
+        f"{name} {ratio(gemms)} of {products} GEMM{'s' * (products > 1)}"
+        for name, gemms, products in (
+            ("fwd+bwd", row.fwd_bwd_gemms, FORWARD_BACKWARD_GEMMS),
+            ("no-grad fwd", fwd, FORWARD_GEMMS),
+        )
+        if gemms is not None and gemms < products
+    ]
+    return " and ".join(below) or None
 
 
 def _found(record: Record, rows: Rows, kind: Kind) -> str | None:

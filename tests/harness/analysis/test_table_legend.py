@@ -141,6 +141,22 @@ def test_what_went_wrong_while_rows_were_timed(
     assert line(markdown_report(simulated(make_record, QUIET, 30, seed=1)), head) is None
 
 
+def test_what_is_faster_than_its_products_is_named(make_record: MakeRecord, cpu: Provenance) -> None:
+    rows = [
+        make_record("skips", ms=(14.0, 20.9), gemm_ms=12.3),  # without grad 12.6 ms
+        make_record("writes-nothing", ms=(12.3, 40.0), gemm_ms=12.3),
+        make_record("baseline", gemm_ms=12.3),
+        make_record("cce", "unsupported"),
+    ]
+    report = markdown_report(rows)
+    assert line(report, "Faster") == (
+        "- Faster than cuBLAS's products, for work left out or logits that are not written: "
+        "skips fwd+bwd 2.84 of 3 GEMMs, writes-nothing no-grad fwd 0.90 of 1 GEMM."
+    )
+    assert line(markdown_report(rows[2:]), "Faster") is None
+    assert line(markdown_report([row.model_copy(update={"provenance": cpu}) for row in rows]), "Faster") is None
+
+
 def test_the_copy_beside_the_gemm(make_record: MakeRecord, cpu: Provenance) -> None:
     probes = Probes(copy_ms=[0.25, 0.26, 0.24], copy_bytes=10**9)
     report = markdown_report([make_record(probes=probes)])
