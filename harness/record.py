@@ -172,7 +172,7 @@ class Record(_Frozen):
     reference: str  # the row that the suite compares others with
     max_excess: float
     gemm_ms: list[Milliseconds] = []  # the same rounds' N x D x V cuBLAS product
-    probes: Probes | None = None  # None in older records
+    probes: Probes | None = None  # None for rows without samples, and in older records
     gradient_floor_bytes: Bytes
     input_statistics: dict[str, JsonValue] = {}
     input_checksum: str | None = None

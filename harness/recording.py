@@ -51,7 +51,7 @@ class Recorder:
             memory=player.memory,
             agreement=player.agreement,
             gemm_ms=referee.samples.get("gemm_ms", []),
-            probes=_probes(referee, guest),
+            probes=_probes(referee, guest) if player.samples else None,
             input_statistics=statistics or {},
             input_checksum=referee.opened.get("input_checksum"),
             source_sha256=player.opened.get("source_sha256"),

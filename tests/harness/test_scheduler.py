@@ -136,6 +136,7 @@ def _no_memory(self: FakeWorker, **_: Any) -> Any:
 def test_what_is_refused_has_no_turn() -> None:
     found = measure("refuses", "one")
     assert (found["refuses"].status, found["refuses"].reason) == (Status.UNSUPPORTED, "does not do that")
+    assert found["refuses"].probes is None and found["one"].probes is not None
     assert [what for worker, what in FakeWorker.log if worker == "refuses"] == ["start", "open"]
 
 
