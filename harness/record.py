@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from harness.case import Case
+from harness.checks import Checks, Diagnostics
 
 Milliseconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
@@ -94,6 +95,9 @@ class Agreement(_Frozen):
     grad_input_row_error_p99: float | None = None  # 99th percentile over rows of norm(row error) / norm(row)
     grad_weight_row_error_p99: float | None = None
     sampled_rows: int | None = None  # rows of dC the oracle covered; None if all
+    diagnostics: Diagnostics | None = None
+    eager_diagnostics: Diagnostics | None = None  # the same of eager arithmetic, to read them by
+    checks: Checks | None = None
     figures: dict[str, float] = {}  # what the implementation says of itself for this case; shown, not judged
     failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
 

@@ -107,6 +107,7 @@ class Implementation:
         compare with others'; a function of the case where it depends on it.
     uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
     skips_work: it may leave out part of the arithmetic (a filter), so a time below a physical floor is not impossible.
+    deterministic: it claims that two calls on the same tensors give the same bits; the harness holds it to that.
     """
 
     build: Callable[..., LossFunction]
@@ -115,6 +116,7 @@ class Implementation:
     grads_in_forward: bool | Callable[[Case], bool] = False
     uses_triton: bool = False
     skips_work: bool = False
+    deterministic: bool | Callable[[Case], bool] = False
 
 
 def as_implementation(candidate: Any) -> Implementation:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from statistics import median
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from harness.cost import gemm_flop
 from harness.interval import relative_width
@@ -73,6 +73,8 @@ class Row:
     grad_input_row_error_p99: float | None
     grad_weight_row_error_p99: float | None
     sampled_rows: int | None
+    diagnostics: dict[str, JsonValue]  # how the gradients are off; empty in records from before
+    checks: dict[str, JsonValue]
     figures: dict[str, float]  # what the implementation says of itself
     first_call_s: float | None
     settle_s: float | None
@@ -150,6 +152,8 @@ def to_row(record: Record) -> Row:
         grad_input_row_error_p99=_error(record.agreement, "grad_input_row_error_p99"),
         grad_weight_row_error_p99=_error(record.agreement, "grad_weight_row_error_p99"),
         sampled_rows=record.agreement.sampled_rows if record.agreement else None,
+        diagnostics=_nested(record.agreement.diagnostics if record.agreement else None),
+        checks=_nested(record.agreement.checks if record.agreement else None),
         figures=record.agreement.figures if record.agreement else {},
         first_call_s=times.first_call_s,
         settle_s=times.settle_s,
@@ -164,6 +168,10 @@ def to_row(record: Record) -> Row:
 def median_of(samples: list[float]) -> float | None:
     """The median of raw samples; None if there are none."""
     return median(samples) if samples else None
+
+
+def _nested(model: BaseModel | None) -> dict[str, JsonValue]:
+    return model.model_dump(mode="json") if model is not None else {}
 
 
 def _memory(memory: Memory | None, name: str) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from harness.analysis.agreement_table import agreement_details
 from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
 from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting
 from harness.analysis.legend import IN_FORWARD, legend
@@ -58,7 +59,8 @@ def section(records: Sequence[Record]) -> list[str]:
         colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
         disable_numparse=True,
     )
-    return [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), "", *_figures(records)]
+    lines = [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), ""]
+    return [*lines, *agreement_details(records), *_figures(records)]
 
 
 def _figures(records: Sequence[Record]) -> list[str]:
