@@ -1,6 +1,6 @@
 """The agreement phase of one implementation: its calls, then the oracle, then what all of it says.
 
-The judged call comes last, on poisoned memory; before it the probes (`harness.worker.probes`), whose sketches are held
+The judged call comes last, on poisoned memory; before it the probes (`harness.worker.other_calls`), whose sketches are held
 against each other. A limit of an identity follows from the limit of the errors: two gradients, each off by an error of
 its own that is within `max_excess` times eager's, differ by the square root of two times that.
 """
@@ -24,8 +24,8 @@ from harness.worker.errors import loss_scale
 from harness.worker.identities import mass
 from harness.worker.inputs import Tensors, digests, draw
 from harness.worker.oracle import oracle
+from harness.worker.other_calls import Probes, probe, run, straggles, straggling_ms
 from harness.worker.poison import ZeroedMemory, peak_bytes, poisoned_memory
-from harness.worker.probes import Probes, probe, run, straggles, straggling_ms
 from harness.worker.sketch import Sketch, deviation, sketch
 from harness.worker.yardstick import ORACLE_SHARE, Yardstick
 
