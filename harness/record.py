@@ -67,6 +67,14 @@ class Times(_Frozen):
         return self
 
 
+class PeakBlock(_Frozen):
+    """Blocks of the allocator that were live at the peak of forward + backward and came from one place in the code."""
+
+    bytes: Bytes  # of all of them
+    count: int
+    frames: list[str]  # file:line function, the innermost first; empty where no Python was running
+
+
 class Memory(_Frozen):
     """Allocator peaks above what was live before the call: inputs, flush buffer and cuBLAS workspace do not count."""
 
@@ -75,6 +83,10 @@ class Memory(_Frozen):
     bwd_peak_bytes: Bytes  # above what was live before the backward, so without what the forward retained
     fwd_bwd_peak_bytes: Bytes  # above what was live before the forward: what a training step must find free
     retained_bytes: Bytes  # live between forward and backward: saved tensors and the loss
+    leaked_bytes: Bytes | None = None  # live after forward and backward with their gradients dropped, and not before
+    reserved_growth_bytes: Bytes | None = None  # of torch's allocator in forward + backward: what it took of the device
+    device_growth_bytes: Bytes | None = None  # of the device's used memory at the same time, by NVML
+    peak_blocks: list[PeakBlock] = []  # the largest, if the suite asks for attribution
 
 
 class Agreement(_Frozen):

@@ -115,7 +115,7 @@ class CaseRunner:
                     row.settled = self._ask(row, "settle") or {}
             if "memory" in measurement.phases and self.device == "cuda":
                 for row in self._active(rows, "memory", notice):
-                    if (answer := self._ask(row, "memory")) is not None:
+                    if (answer := self._ask(row, "memory", attribute="attribution" in measurement.phases)) is not None:
                         row.memory = Memory.model_validate(answer)
             if "time" in measurement.phases:
                 self._take_turns(case, rows, referee, begin, notice)

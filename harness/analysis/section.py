@@ -11,6 +11,7 @@ from harness.analysis.agreement_table import agreement_details
 from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
 from harness.analysis.formats import DASH, error, excesses, mib, ms, number, ratio, setting
 from harness.analysis.legend import IN_FORWARD, legend
+from harness.analysis.memory_claims import Growth, claims_table
 from harness.analysis.row import Row, to_row
 from harness.case import Case
 from harness.record import COMPLETED, Record, Status
@@ -49,8 +50,8 @@ def by_setting(records: Sequence[Record]) -> dict[Case, list[Record]]:
     return settings
 
 
-def section(records: Sequence[Record]) -> list[str]:
-    """The lines of one setting: heading, table, what the table's marks mean."""
+def section(records: Sequence[Record], fitted: Sequence[Growth] = ()) -> list[str]:
+    """The lines of one setting: heading, table, what the table's marks mean; `fitted` is the whole run's growth."""
     case, notes = records[0].case, Footnotes()
     table = tabulate(
         _body(records, notes),
@@ -60,7 +61,7 @@ def section(records: Sequence[Record]) -> list[str]:
         disable_numparse=True,
     )
     lines = [f"## {setting(case)}", "", table, "", *legend(records), *notes.lines(), ""]
-    return [*lines, *agreement_details(records), *_figures(records)]
+    return [*lines, *agreement_details(records), *claims_table(records, fitted), *_figures(records)]
 
 
 def _figures(records: Sequence[Record]) -> list[str]:

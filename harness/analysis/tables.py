@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.analysis.grid import agreement_tables, is_agreement_only, summary_table
 from harness.analysis.heading import heading
+from harness.analysis.memory_claims import growth_section, growths
 from harness.analysis.row import to_row
 from harness.analysis.section import by_setting, section
 from harness.record import Record
@@ -25,6 +26,8 @@ def markdown_report(records: Sequence[Record], coverage: Sequence[str] = ()) -> 
         settings = by_setting(records)
         if len(settings) > 1 and any(to_row(record).fwd_bwd_gemms for record in records):
             lines += ["## Overview: fwd+bwd time in GEMMs", "", summary_table(records), ""]
+        fitted = growths(records)
         for group in settings.values():
-            lines += section(group)
+            lines += section(group, fitted)
+        lines += growth_section(records)
     return "\n".join(lines).rstrip("\n")

@@ -1,7 +1,7 @@
 """The agreement phase of one implementation: its calls, then the oracle, then what all of it says.
 
-The judged call comes last, on poisoned memory; before it the probes (`harness.worker.other_calls`), whose sketches are held
-against each other. A limit of an identity follows from the limit of the errors: two gradients, each off by an error of
+The judged call comes last, on poisoned memory; before it come others (`harness.worker.other_calls`), whose sketches are
+held against each other. A limit of an identity follows from that of the errors: two gradients, each off by an error of
 its own that is within `max_excess` times eager's, differ by the square root of two times that.
 """
 

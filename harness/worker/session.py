@@ -20,9 +20,12 @@ from pydantic import JsonValue
 from harness.case import Case
 from harness.cost import gradient_floor_bytes
 from harness.worker import environment, timing
+from harness.worker.attribution import peak_blocks
 from harness.worker.call import Call
+from harness.worker.capacity import largest_fits
 from harness.worker.device import free_bytes, limit_memory, release_cached_memory, synchronize
 from harness.worker.failure import Unavailable
+from harness.worker.growth import device_growth
 from harness.worker.inputs import checksum, digests, draw
 from harness.worker.judging import judge
 from harness.worker.memory import measure_memory
@@ -53,6 +56,7 @@ class Sessions:
             "available": available,
             "supported": supported,
             "options_mistake": options_mistake,
+            "largest_fits": largest_fits,
             "open": self._open,
             "open_referee": self._open_referee,
         }
@@ -187,8 +191,11 @@ class ImplementationSession:
         self._yield_device()
         return {"first_call_s": first_call_s, "settle_s": settle_s}
 
-    def memory(self) -> Answer:
-        answer = measure_memory(self.call, self.device).model_dump()
+    def memory(self, attribute: bool = False) -> Answer:
+        growth = device_growth(self.call, self.device, self.nvml)  # first: it needs an allocator that holds nothing
+        answer = measure_memory(self.call, self.device).model_dump() | growth
+        if attribute:
+            answer["peak_blocks"] = [block.model_dump() for block in peak_blocks(self.call, self.device)]
         self._yield_device()
         return answer
 
