@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from tabulate import tabulate
 
-from harness import __version__, model_commands, runs, selection
+from harness import __version__, inspection_commands, model_commands, runs, selection
 from harness.process import WorkerFailure
 from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
@@ -31,6 +31,7 @@ USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
+app.add_typer(inspection_commands.app)
 
 
 class Format(StrEnum):

@@ -116,15 +116,12 @@ def _not_negative(terms: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 def claims_table(records: Sequence[Record], fitted: Sequence[Growth]) -> list[str]:
     """The lines of one setting: what its peaks say of logits, leaks and memory outside the allocator, of what they are.
 
-    None where no memory was measured.
+    None where no memory was measured, and in runs from before leaks were.
     """
-    rows = [record for record in records if record.memory is not None and not record.analytic]
-    if not rows:
-        return []
     body, blocks = [], []
-    for record in rows:
+    for record in records:
         memory, held = record.memory, held_logits(record)
-        if memory is None or held is None:
+        if memory is None or held is None or memory.leaked_bytes is None:
             continue
         claim = no_logits(record, _growth_of(record, fitted))
         outside = None
@@ -147,6 +144,8 @@ def claims_table(records: Sequence[Record], fitted: Sequence[Growth]) -> list[st
         )
         if largest:
             blocks.append(f"- {record.implementation}, β = {number(record.case.label_smoothing)}: {largest}")
+    if not body:
+        return []
     headers = [
         "implementation",
         "β",
