@@ -54,6 +54,20 @@ def selftest(
 
 
 @app.command()
+def doctor() -> None:
+    """Says whether this machine can measure: GPU, throttling, other processes, versions, libraries, A/A noise."""
+    from harness import doctor as body  # noqa: PLC0415  (numpy: for the noise)
+    from harness import runs  # noqa: PLC0415
+
+    try:
+        found = body.diagnose(Path(tempfile.mkdtemp(prefix="harness-doctor-")), _note)
+    except runs.UnfitEnvironment as error:
+        _fail(str(error), UNFIT)
+    typer.echo(body.as_text(found))
+    raise typer.Exit(UNFIT if found.unfit else 0)
+
+
+@app.command()
 def capacity(
     hidden_size: Annotated[int, typer.Option(min=1, help="D")] = 2304,
     vocab_size: Annotated[int, typer.Option(min=2, help="V")] = 256000,

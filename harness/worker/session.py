@@ -25,6 +25,7 @@ from harness.worker.call import Call
 from harness.worker.capacity import largest_fits
 from harness.worker.device import free_bytes, limit_memory, release_cached_memory, synchronize
 from harness.worker.failure import Unavailable
+from harness.worker.gpu_now import gpu_now
 from harness.worker.growth import device_growth
 from harness.worker.inputs import checksum, digests, draw
 from harness.worker.judging import judge
@@ -56,6 +57,7 @@ class Sessions:
             "available": available,
             "supported": supported,
             "options_mistake": options_mistake,
+            "gpu_now": gpu_now,
             "largest_fits": largest_fits,
             "open": self._open,
             "open_referee": self._open_referee,
