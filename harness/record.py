@@ -132,6 +132,12 @@ class Provenance(_Frozen):
     device_name: str
     environment: dict[str, JsonValue]  # versions, driver, clocks, variables that change kernels
 
+    @property
+    def code(self) -> str:
+        """`0123456789ab and changes`: the commit, and whether the tree was any other."""
+        commit = "unknown commit" if self.commit is None else self.commit[:12]
+        return f"{commit} and changes" if self.dirty else commit
+
 
 class Record(_Frozen):
     """One line of records.jsonl. Invariants make a wrong record unrepresentable."""

@@ -30,20 +30,12 @@ from torch import Tensor, nn
 
 from implementations.deferred_logits import DeferredLogits
 from kernels import LinearCrossEntropyLoss, linear_cross_entropy
-from kernels.linear_cross_entropy.kept_order import INTERVAL, KeptOrder
 
 # Factors that linear_cross_entropy has no argument for. Refusing them by name when a model is patched is a courtesy:
 # what is missing here DeferredLogits refuses in the first forward.
 SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier")
-DECIDED_HERE = {
-    "reduction",
-    "softcap",
-    "weight",
-    "return_lse",
-    "return_nll",
-    "return_stats",
-}  # by the model and the call
-ORDER_SETTINGS = ("order", "order_interval", "token_groups")  # a module's, not the function's
+# By the model and the call
+DECIDED_HERE = {"reduction", "softcap", "weight", "return_lse", "return_nll", "return_stats"}
 MARK = "_linear_cross_entropy"  # class attribute of a patched model: its settings
 
 
@@ -63,7 +55,7 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     Only the class of `model` changes, for a subclass of the same name: copies of the model are patched as well.
     Raises TypeError or ValueError for a model whose loss this cannot be, and for unknown or wrong settings.
     """
-    settings, kept = _split_settings(settings)
+    module = _loss_module(settings)
     _check_model(model)
     original = type(model)
     names = list(inspect.signature(original.forward).parameters)[1:]
@@ -74,7 +66,7 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if {**dict(zip(names, args, strict=False)), **kwargs}.get("labels") is None:
             return original.forward(self, *args, **kwargs)
-        with _without_logits(self, settings, kept):
+        with _without_logits(self, module):
             return _strip(original.forward(self, *args, **kwargs))
 
     # A class and not an attribute of the model: deepcopy and DataParallel would leave that bound to the first model.
@@ -93,7 +85,7 @@ class LinearCrossEntropyTrainerMixin:
     """To be put before Trainer: `compute_loss` as Trainer's own, but without logits.
 
         class OurTrainer(LinearCrossEntropyTrainerMixin, Trainer):
-            loss_settings = {"gradient": "exact"}  # keywords of LinearCrossEntropyLoss; may be left out
+            loss_settings = {"gradient": "filtered"}  # keywords of LinearCrossEntropyLoss; may be left out
 
     Label smoothing is TrainingArguments' label_smoothing_factor. Evaluation gives losses only, for there are no logits.
     Raises ValueError when built: for a model that `patch_causal_lm` would refuse, for compute_metrics and
@@ -112,25 +104,25 @@ class LinearCrossEntropyTrainerMixin:
                 raise ValueError(f"{name}: it reads logits, and there are none")
         if trainer.args.n_gpu > 1:
             raise ValueError(f"n_gpu: {trainer.args.n_gpu}; with DataParallel use patch_causal_lm, or torchrun")
-        self._loss_settings, self._kept_order = _split_settings(self.loss_settings)
+        self._loss_module = _loss_module(self.loss_settings)
         _check_model(_inner(trainer.model))
         trainer.label_smoother = None  # it would compute from logits what the loss now computes without
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer.compute_loss(model, inputs, return_outputs, num_items_in_batch); outputs have no logits."""
         trainer: Any = self
-        settings = {**self._loss_settings, "label_smoothing": trainer.args.label_smoothing_factor}
-        with _without_logits(_inner(trainer.accelerator.unwrap_model(model)), settings, self._kept_order):
+        smoothing = trainer.args.label_smoothing_factor
+        with _without_logits(_inner(trainer.accelerator.unwrap_model(model)), self._loss_module, smoothing):
             result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         return (result[0], _strip(result[1])) if isinstance(result, tuple) else result
 
 
 @contextmanager
-def _without_logits(model: Any, settings: dict[str, Any], kept: KeptOrder) -> Iterator[None]:
+def _without_logits(model: Any, module: LinearCrossEntropyLoss, label_smoothing: float | None = None) -> Iterator[None]:
     """While it lasts `model`'s head defers, and its loss function computes the loss from what was deferred."""
     head: Any = _plain_head(model)
     head.forward = lambda hidden: DeferredLogits(hidden, head.weight, head.bias)
-    model.loss_function = partial(_loss, settings, kept)
+    model.loss_function = partial(_loss, module, label_smoothing)
     try:
         yield
     finally:
@@ -138,8 +130,8 @@ def _without_logits(model: Any, settings: dict[str, Any], kept: KeptOrder) -> It
 
 
 def _loss(
-    settings: dict[str, Any],
-    kept: KeptOrder,
+    module: LinearCrossEntropyLoss,
+    label_smoothing: float | None,  # None: the module's
     logits: DeferredLogits,
     labels: Tensor | None,  # (B, T)
     vocab_size: int | None = None,  # noqa: ARG001 - the head's weight says it
@@ -151,15 +143,17 @@ def _loss(
     """What transformers calls ForCausalLMLoss; an fp32 scalar."""
     if not isinstance(logits, DeferredLogits):
         raise NotImplementedError("the model computes its loss from logits that its output embeddings did not produce")
+    settings = module.settings if label_smoothing is None else module.settings | {"label_smoothing": label_smoothing}
     ignored = settings.get("ignore_index", -100) if ignore_index is None else ignore_index
     if shift_labels is None:
         shift_labels = nn.functional.pad(cast("Tensor", labels)[..., 1:], (0, 1), value=ignored)
     hidden = logits.hidden.flatten(0, -2)
-    order, centres = kept.of(hidden, logits.weight)
+    target = shift_labels.flatten().to(logits.device)
+    order, centres = module.layout(hidden, logits.weight, target, softcap=logits.softcap)
     loss: Any = linear_cross_entropy(
         hidden,
         logits.weight,
-        shift_labels.flatten().to(logits.device),
+        target,
         linear_bias=logits.bias,
         softcap=logits.softcap,
         reduction="mean" if num_items_in_batch is None else "sum",
@@ -180,17 +174,11 @@ def _strip(output: Any) -> Any:
     return type(output)(**{name: value for name, value in output.items() if not isinstance(value, DeferredLogits)})
 
 
-def _split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], KeptOrder]:
-    """What the function takes, and the order that a module would keep. Raises for what neither knows."""
+def _loss_module(settings: dict[str, Any]) -> LinearCrossEntropyLoss:
+    """The settings, checked, and the vocabulary order that is kept with them. Raises for what is no setting here."""
     for name in settings.keys() & DECIDED_HERE:
         raise TypeError(f"{name}: not a setting here; the model and the call decide it")
-    LinearCrossEntropyLoss(**settings)  # names what it does not know, and wrong values
-    call = {name: value for name, value in settings.items() if name not in ORDER_SETTINGS}
-    uses_order = call.get("gradient", "exact") in ("auto", "corrected") and not call.get("fused", False)
-    if not uses_order:
-        return call, KeptOrder("none")
-    groups = settings.get("token_groups", 1)
-    return call, KeptOrder(settings.get("order", "tree"), settings.get("order_interval", INTERVAL), groups)
+    return LinearCrossEntropyLoss(**settings)
 
 
 def _check_model(model: Any) -> None:

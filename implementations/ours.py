@@ -4,8 +4,9 @@ Library: this repository. On a GPU Triton kernels, on a CPU chunked torch with t
 of other blocks), which is what code tested on a CPU gets. Supports every case.
 
 - `ours` is `gradient="auto"`: pairs of token and vocabulary tile that matter are computed, the others modelled;
-  classes in the order of a balanced tree that is computed once and refreshed every 500 calls; where too many pairs
-  matter, it is `ours-exact`. `ours-no-sort` leaves the tokenizer's order, `ours-average-logit-sort` takes the paper's,
+  classes in the order of a balanced tree, or as they are where that is as good, decided at the first call and every
+  500; where too many pairs matter, it is `ours-exact`. `ours-no-sort` leaves the tokenizer's order,
+  `ours-average-logit-sort` takes the paper's,
   `ours-no-tail` leaves the modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models
   up to 32 groups of tokens apart.
 - `ours-exact` recomputes the logits slice by slice in the backward and computes every tile: deterministic.
@@ -96,28 +97,19 @@ class OwnLoss:
             return {}
         import torch
 
-        from kernels import linear_cross_entropy
+        from kernels import LinearCrossEntropyLoss
 
-        module = self._module(linear_weight, settings)
-        asked = {key: value for key, value in module.settings.items() if key != "return_stats"}
-        order, centres = module.layout(input, linear_weight)
-        loss, stats = linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            vocabulary_order=order,
-            token_centres=centres,
-            return_stats=True,
-            **asked,
-        )
+        module = LinearCrossEntropyLoss(**settings, **self._settings, return_stats=True)
+        module.load_state_dict(self._module(linear_weight, settings).state_dict())  # the order that was measured
+        loss, stats = module(input, linear_weight, target, linear_bias)
         torch.autograd.backward(loss, upstream.to(loss.dtype))
         told = {"dense": float(stats.path == "dense")}
         told |= {name: value for name in STATED if math.isfinite(value := getattr(stats, name))}
-        if order is not None and input.is_cuda:
+        if self._settings.get("order") != "none" and input.is_cuda:
+            told["ordered"] = float(module.vocabulary_order is not None)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
-            module.refresh_order(input, linear_weight)
+            module.refresh_order(input, linear_weight, target)
             end.record()
             end.synchronize()
             told["order_ms"] = begin.elapsed_time(end)

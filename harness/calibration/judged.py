@@ -64,10 +64,8 @@ def check_once(judged: Sequence[JudgedModel]) -> None:
 def described(plan: TrainingPlan) -> str:
     """What a report says of a training."""
     model, training, provenance = plan.config.model, plan.config.training, plan.provenance
-    commit = "unknown commit" if provenance.commit is None else provenance.commit[:12]
-    changes = " and changes" if provenance.dirty else ""
     return (
         f"D {model.hidden_size}, {model.layers} layers, V {model.vocab_size}, {training.steps} steps, "
-        f"seed {training.seed}: trained on {provenance.device_name}, {commit}{changes}, {provenance.started}; "
+        f"seed {training.seed}: trained on {provenance.device_name}, {provenance.code}, {provenance.started}; "
         f"text {plan.corpus_digest[:12]}"
     )

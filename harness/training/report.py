@@ -52,11 +52,9 @@ def _heading(plan: TrainingPlan) -> list[str]:
 
 
 def _origin(provenance: Provenance) -> str:
-    commit = "unknown commit" if provenance.commit is None else provenance.commit[:12]
     packages = provenance.environment.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
-    changes = " and changes" if provenance.dirty else ""
-    return f"{provenance.device_name}, torch {torch}, {commit}{changes}, {provenance.started}"
+    return f"{provenance.device_name}, torch {torch}, {provenance.code}, {provenance.started}"
 
 
 def _legend(curves: Sequence[TrainedCurve]) -> list[str]:

@@ -15,6 +15,7 @@ from kernels.linear_cross_entropy.checks import (
 from kernels.linear_cross_entropy.config import tail_tile_classes
 from kernels.linear_cross_entropy.problem import FILTER_EPS
 from kernels.linear_cross_entropy.tail import operators as tail_operators
+from kernels.linear_cross_entropy.tail.method import default_tolerance
 from kernels.linear_cross_entropy.tail.report import GradientStats
 
 
@@ -86,8 +87,8 @@ def linear_cross_entropy(
             "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
             is faster and loses what it skips; smoothing is exact whichever is chosen.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
-            beside the rounding of their dtype. None means a quarter of a unit in the last place: 0.002
-            in bf16, 0.00024 in fp16, a little less than what torch's own roundings add up to. Smaller is slower.
+            beside the rounding of their dtype. None means three eighths of a unit in the last place:
+            0.003 in bf16, 0.0004 in fp16, what torch's own roundings add up to. Smaller is slower.
         vocabulary_order: (V,) int64, likewise: a permutation of the classes in which those that behave alike are
             neighbours (vocabulary_order.py). Any is correct; a good one leaves fewer pairs to compute. The module
             keeps one.
@@ -136,38 +137,38 @@ def linear_cross_entropy(
     softcap = softcap or 0.0
     needs = [t is not None and t.requires_grad for t in operands[:3]]
     wants_gradient = torch.is_grad_enabled() and any(needs)
-    stats = GradientStats.empty()
     tile_classes = tail_tile_classes(operands[0], operands[1]) if gradient in ("auto", "corrected") else 0
+    models = tile_classes > 0 and wants_gradient and not fused
+    in_forward = fused and wants_gradient and reduction != "none" and not return_lse
+    stats = GradientStats.empty() if return_stats else None
+    if stats is not None and not models:
+        stats.report[0] = 1.0  # whatever the backward does, it is not modelling
     filtered = gradient == "filtered"
     settings = (
         float(label_smoothing), ignore_index, softcap, pack_tokens, filtered, filter_eps or 0.0,
         sort_vocabulary and filter_eps is not None and filtered,
     )  # fmt: skip
-    if tile_classes and wants_gradient and not fused:
+    if models:
         if gradient_tolerance is None:
-            gradient_tolerance = torch.finfo(input.dtype).eps / 4
+            gradient_tolerance = default_tolerance(input.dtype)
         loss, lse, nll, *_ = tail_operators.tail_forward(
             *operands, vocabulary_order, token_centres if softcap == 0 else None,
-            stats.report if return_stats else stats.report[:0],
+            None if stats is None else stats.report,
             float(label_smoothing), ignore_index, softcap, pack_tokens, tile_classes,
             gradient_tolerance, gradient == "auto", model_tail, first_order, return_stats,
         )  # fmt: skip
-    elif fused and wants_gradient and reduction != "none" and not return_lse:
-        stats.report[0] = 1.0
+    elif in_forward:  # a scalar already
         loss, nll, *_ = operators.fused(*operands, *settings, reduction == "mean", *needs)
-        extras = ([nll.detach().view(rows)] if return_nll else []) + ([stats] if return_stats else [])
-        return (loss, *extras) if extras else loss
     else:
-        stats.report[0] = 1.0
         loss, lse, nll, *_ = operators.forward(*operands, *settings)
     if reduction == "none":
         loss = loss.view(rows)
-    else:
+    elif not in_forward:
         loss = loss.sum()
         if reduction == "mean":
             loss = loss / (operands[3] != ignore_index).sum()
     extras = ([lse.view(rows)] if return_lse else []) + ([nll.detach().view(rows)] if return_nll else [])
-    extras += [stats] if return_stats else []
+    extras += [] if stats is None else [stats]
     return (loss, *extras) if extras else loss
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import ProductTile, Tile
+from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import add_product, load_tile
 
@@ -151,7 +152,7 @@ class ActiveLists:
         self.blocks_of_tile, self.block_counts = new(tiles, blocks), new(tiles)
         list_active_kernel[(blocks + tiles,)](
             active, self.tiles_of_block, self.blocks_of_tile, self.tile_counts, self.block_counts,
-            blocks, tiles, BLOCK=triton.next_power_of_2(max(blocks, tiles)),
+            blocks, tiles, BLOCK=next_power_of_2(max(blocks, tiles)),
         )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def add_input_gradient(
     """accumulator += dz @ weight over active tiles; `first` overwrites."""
     (N, width), D = dz.shape, weight.shape[1]
     blocks, tiles = lists.tiles_of_block.shape
-    input_gradient_kernel[(blocks * triton.cdiv(D, product.cols),)](
+    input_gradient_kernel[(blocks * cdiv(D, product.cols),)](
         row_major(dz, (tile.block_n, product.step), product.tma),
         row_major(weight, (product.step, product.cols), product.tma),
         lists.tiles_of_block, lists.tile_counts, accumulator,
@@ -191,7 +192,7 @@ def write_weight_gradient(
     """grad_weight rows = dz.T @ input over active token blocks - shift."""
     (N, width), D = dz.shape, input.shape[1]
     blocks = lists.blocks_of_tile.shape[1]
-    weight_gradient_kernel[(triton.cdiv(width, product.rows) * triton.cdiv(D, product.cols),)](
+    weight_gradient_kernel[(cdiv(width, product.rows) * cdiv(D, product.cols),)](
         row_major(dz, (product.step, product.rows), product.tma),
         row_major(input, (product.step, product.cols), product.tma),
         lists.blocks_of_tile, lists.block_counts, order, shift, grad_weight,

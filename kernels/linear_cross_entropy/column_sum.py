@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv
+
 ROWS, COLS = 16, 256  # 32 fp32 sums a thread of 4 warps, 512 bytes of a bf16 row
 PARTS = 1024  # programs: enough to stream at memory speed on any GPU; fixed, so that all of them sum alike
 
@@ -46,9 +48,9 @@ def column_sum_kernel(
 def column_sum(matrix: Tensor, weights: Tensor | None = None) -> Tensor:  # (rows, cols), (rows,) -> (cols,) fp32
     """The sum of the rows, each times its weight."""
     num_rows, num_cols = matrix.shape
-    column_blocks = triton.cdiv(num_cols, COLS)
-    rows_per_part = triton.cdiv(triton.cdiv(num_rows, max(1, PARTS // column_blocks)), ROWS) * ROWS
-    num_parts = triton.cdiv(num_rows, rows_per_part)
+    column_blocks = cdiv(num_cols, COLS)
+    rows_per_part = cdiv(cdiv(num_rows, max(1, PARTS // column_blocks)), ROWS) * ROWS
+    num_parts = cdiv(num_rows, rows_per_part)
     parts = torch.empty((num_parts, num_cols), dtype=torch.float32, device=matrix.device)
     column_sum_kernel[(num_parts * column_blocks,)](
         matrix, weights, parts, num_rows, num_cols, matrix.stride(0), rows_per_part,

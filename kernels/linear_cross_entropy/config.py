@@ -85,6 +85,13 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, when the host can read nothing; False while torch.compile traces."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
 def choose_tile(problem: Problem) -> Tile:
     """TMA tiles where the GPU can run them and every row starts on 16 bytes, else pointer tiles."""
     if problem.input.dtype == torch.float32:
@@ -110,7 +117,7 @@ def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor, dtype: torch.dt
     most of them.
     """
     dtype = dtype or input.dtype  # autocast's, where the operands have not been cast yet
-    if not input.is_cuda or dtype not in (torch.bfloat16, torch.float16) or torch.cuda.is_current_stream_capturing():
+    if not input.is_cuda or dtype not in (torch.bfloat16, torch.float16) or capturing(input.device):
         return 0
     aligned = all(t.stride(0) * dtype.itemsize % 16 == 0 for t in (input, weight))
     classes = (HOPPER_TILE if aligned and _runs_hopper_tiles(input.device) else POINTER_TILE).block_v

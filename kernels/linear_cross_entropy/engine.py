@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import reference
-from kernels.linear_cross_entropy.config import PACK_FRACTION
+from kernels.linear_cross_entropy.config import PACK_FRACTION, capturing
 from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
 
 
@@ -19,7 +19,7 @@ def count_kept(problem: Problem, pack: bool) -> int | None:
     """How many rows are not ignored, or None where packing them would not pay."""
     if problem.tokens == 0:
         return 0
-    if not pack or (problem.input.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not pack or capturing(problem.input.device):
         return None
     kept = int((problem.target != problem.ignore_index).sum())  # the host waits here
     return kept if packing_pays(kept, problem.tokens) else None
@@ -34,14 +34,10 @@ def statistics(problem: Problem, kept: int | None) -> Statistics:
     """Loss, lse and nll of every token. `kept`: what count_kept said."""
     if kept is None:
         return _statistics(problem)
-    shape, device = (problem.tokens,), problem.input.device
-    result = Statistics(*(torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(5)))
-    if kept:
-        index = kept_rows(problem, kept)
-        part = _statistics(problem.rows(index))
-        for whole, rows in zip(result.tensors(), part.tensors(), strict=True):
-            whole.index_copy_(0, index, rows)
-    return result
+    if not kept:
+        return Statistics.zeros(problem.tokens, problem.input.device)
+    index = kept_rows(problem, kept)
+    return _statistics(problem.rows(index)).placed(index, problem.tokens)
 
 
 def gradients(
@@ -59,17 +55,15 @@ def gradients(
     grad_lse = torch.where(problem.counted, grad_lse, 0.0)
     if kept is None:
         return _gradients(problem, statistics, grad_loss, grad_lse, needs, method)
-    grad_input = problem.input.new_zeros(problem.input.shape) if needs.input else None
     if not kept:
+        grad_input = problem.input.new_zeros(problem.input.shape) if needs.input else None
         grad_weight = problem.weight.new_zeros(problem.weight.shape) if needs.weight else None
         grad_bias = problem.weight.new_zeros(problem.vocab_size) if needs.bias else None
         return Gradients(grad_input, grad_weight, grad_bias)
     index = kept_rows(problem, kept)
     packed = problem.rows(index)
     part = _gradients(packed, statistics.rows(index), grad_loss[index], grad_lse[index], needs, method)
-    if grad_input is not None and part.input is not None:
-        grad_input.index_copy_(0, index, part.input)
-    return Gradients(grad_input, part.weight, part.bias)
+    return part.placed(index, problem.tokens)
 
 
 def kept_rows(problem: Problem, kept: int) -> Tensor:  # (kept,) int64, ascending

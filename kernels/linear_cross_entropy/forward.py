@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from kernels.linear_cross_entropy.config import PARTIALS_BYTES, Tile, choose_tile, multiprocessors, vocabulary_groups
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, logsumexp_update
 from kernels.linear_cross_entropy.problem import Problem, Statistics
@@ -165,12 +166,12 @@ def statistics(problem: Problem, tile: Tile | None = None, groups: int | None = 
     smooth = problem.label_smoothing > 0
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=problem.input.device)  # noqa: E731
     result = Statistics(*(new(N) for _ in range(5)))
-    token_blocks, tiles = triton.cdiv(N, tile.block_n), triton.cdiv(V, tile.block_v)
+    token_blocks, tiles = cdiv(N, tile.block_n), cdiv(V, tile.block_v)
     if groups is None:
         most = max(2, PARTIALS_BYTES // (12 * N))
         groups = vocabulary_groups(token_blocks, tiles, multiprocessors(problem.input.device), most)
-    tiles_per_group = triton.cdiv(tiles, groups)
-    groups = triton.cdiv(tiles, tiles_per_group)  # no empty last group
+    tiles_per_group = cdiv(tiles, groups)
+    groups = cdiv(tiles, tiles_per_group)  # no empty last group
     maximum_parts, total_parts = new(groups, N), new(groups, N)
     sum_parts = new(groups, N) if smooth else None
     target_logit = new(N)
@@ -183,7 +184,7 @@ def statistics(problem: Problem, tile: Tile | None = None, groups: int | None = 
         HAS_BIAS=problem.bias is not None, SOFTCAP=problem.softcap > 0, SMOOTH=smooth,
         PRECISE=problem.input.dtype == torch.float32, TMA=tile.tma, **tile.blocks, **tile.options,
     )  # fmt: skip
-    combine_kernel[(triton.cdiv(N, COMBINE_BLOCK),)](
+    combine_kernel[(cdiv(N, COMBINE_BLOCK),)](
         maximum_parts, total_parts, sum_parts, target_logit, problem.target, *result.tensors(),
         N, V, groups, problem.ignore_index, problem.label_smoothing, SMOOTH=smooth, BLOCK=COMBINE_BLOCK,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import Tile, multiprocessors, vocabulary_groups
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import capped, logits_tile, scaled_maximum, shifted_exp, store_tile
 from kernels.linear_cross_entropy.problem import Problem, Statistics
@@ -128,11 +129,11 @@ def write_logit_gradient(
     """dz of the slice. With `split_smoothing` the caller adds -g * beta / V itself."""
     N, width = problem.tokens, problem.vocab_size
     share = problem.label_smoothing / vocab_size
-    token_blocks, tiles = triton.cdiv(N, tile.block_n), triton.cdiv(width, tile.block_v)
+    token_blocks, tiles = cdiv(N, tile.block_n), cdiv(width, tile.block_v)
     groups = vocabulary_groups(token_blocks, tiles, multiprocessors(dz.device), tiles)
-    tiles_per_group = triton.cdiv(tiles, groups)
+    tiles_per_group = cdiv(tiles, groups)
     has_softcap = problem.softcap > 0
-    logit_gradient_kernel[(token_blocks * triton.cdiv(tiles, tiles_per_group),)](
+    logit_gradient_kernel[(token_blocks * cdiv(tiles, tiles_per_group),)](
         row_major(problem.input, (tile.block_n, tile.block_d), tile.tma),
         row_major(problem.weight, (tile.block_v, tile.block_d), tile.tma),
         problem.bias, problem.target, statistics.maximum, statistics.total, grad_loss, grad_lse,

@@ -29,15 +29,16 @@ class LinearCrossEntropyLoss(nn.Module):
     torch.compile the order that is there is used; `refresh_order` computes one.
 
     Args:
-        order: "tree" keeps classes together whose logits move together; "average-logit" sorts by the mean logit, as the
-            paper does; "none" leaves the classes as they are.
+        order: "tree" keeps classes together whose logits move together; "auto" is the tree where that leaves enough
+            fewer pairs to compute than the classes as they are (tokens by frequency can be as good); "average-logit"
+            sorts by the mean logit, as the paper does; "none" leaves the classes as they are.
         order_interval: forwards between two orders; 0 keeps the first.
         token_groups: groups of tokens with models of their own, up to one for 1024 tokens; their centres are kept with
             the order.
     """
 
     def __init__(
-        self, *, order: str = "tree", order_interval: int = INTERVAL, token_groups: int = 1, **settings: Any
+        self, *, order: str = "auto", order_interval: int = INTERVAL, token_groups: int = 1, **settings: Any
     ) -> None:
         super().__init__()
         known = set(linear_cross_entropy.__kwdefaults__ or {}) - {"linear_bias", "vocabulary_order", "token_centres"}
@@ -69,7 +70,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
     ) -> Tensor | tuple[Tensor | GradientStats, ...]:
         """The loss of input (..., D) against target (...), through the head linear_weight (V, D)."""
-        order, centres = self.layout(input, linear_weight)
+        order, centres = self.layout(input, linear_weight, target)
         return linear_cross_entropy(
             input,
             linear_weight,
@@ -80,13 +81,20 @@ class LinearCrossEntropyLoss(nn.Module):
             **self.settings,
         )
 
-    def layout(self, input: Tensor, linear_weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Vocabulary order and token centres for this forward, None where it takes none; counts as a forward."""
-        return self._kept.of(input, linear_weight) if self._orders else (None, None)
+    def layout(
+        self, input: Tensor, linear_weight: Tensor, target: Tensor | None = None, **settings: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Vocabulary order and token centres for this forward, None where it takes none; counts as a forward.
 
-    def refresh_order(self, input: Tensor, linear_weight: Tensor) -> None:
-        """Computes the vocabulary order from input (..., D) and linear_weight (V, D)."""
-        self._kept.refresh(input, linear_weight)
+        settings: of `linear_cross_entropy`, where they are not the module's.
+        """
+        if not self._orders:
+            return None, None
+        return self._kept.of(input, linear_weight, target, {**self.settings, **settings})
+
+    def refresh_order(self, input: Tensor, linear_weight: Tensor, target: Tensor | None = None) -> None:
+        """Computes the vocabulary order from input (..., D) and linear_weight (V, D); target (...) to see its worth."""
+        self._kept.refresh(input, linear_weight, target, self.settings)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The order and its age, for the state dict."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 # The filter of the paper and of cut-cross-entropy: about the smallest value that still changes a bf16 sum.
@@ -70,8 +71,20 @@ class Statistics:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.loss, self.lse, self.nll, self.maximum, self.total
 
+    @staticmethod
+    def zeros(tokens: int, device: torch.device) -> "Statistics":
+        """Of a batch in which every row is ignored."""
+        return Statistics(*(torch.zeros(tokens, dtype=torch.float32, device=device) for _ in range(5)))
+
     def rows(self, index: Tensor) -> "Statistics":
         return Statistics(*(t[index] for t in self.tensors()))
+
+    def placed(self, index: Tensor, tokens: int) -> "Statistics":
+        """What `rows(index)` took out of a batch of `tokens`, back in its places; the other rows are ignored ones."""
+        whole = Statistics.zeros(tokens, index.device)
+        for every, some in zip(whole.tensors(), self.tensors(), strict=True):
+            every.index_copy_(0, index, some)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,13 @@ class Gradients:
     input: Tensor | None  # (N, D)
     weight: Tensor | None  # (V, D)
     bias: Tensor | None  # (V,)
+
+    def placed(self, index: Tensor, tokens: int) -> "Gradients":
+        """With dE of `Problem.rows(index)` in its places among `tokens` rows, 0 in the others."""
+        if self.input is None:
+            return self
+        whole = self.input.new_zeros(tokens, self.input.shape[1]).index_copy_(0, index, self.input)
+        return replace(self, input=whole)
 
 
 @dataclass(frozen=True)

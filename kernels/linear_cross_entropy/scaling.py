@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv
+
 BLOCK = 4096  # 16 elements a thread of 8 warps: enough bytes in flight to stream at memory speed
 
 
@@ -23,5 +25,5 @@ def scale_kernel(gradient, factor, size, BLOCK: tl.constexpr):  # gradient (size
 
 
 def scale_in_place(gradient: Tensor, factor: Tensor) -> None:  # gradient contiguous, factor () fp32
-    grid = (triton.cdiv(gradient.numel(), BLOCK),)
+    grid = (cdiv(gradient.numel(), BLOCK),)
     scale_kernel[grid](gradient, factor, gradient.numel(), BLOCK=BLOCK, num_warps=8)

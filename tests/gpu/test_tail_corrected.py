@@ -191,7 +191,8 @@ def test_views_that_start_nowhere_in_particular() -> None:
     shifted = replace(problem, input=views[0], weight=views[1])
     order = tree(problem)
     a, b = run(problem, order, gradient="corrected"), run(shifted, order, gradient="corrected")
-    assert torch.equal(a.loss, b.loss) and torch.equal(a.weight, b.weight) and error(b.input, a.input) < 4e-3
+    # cuBLAS takes another kernel for rows that do not start on 16 bytes, so the tail's products differ in fp32
+    assert torch.equal(a.loss, b.loss) and error(b.weight, a.weight) < 1e-3 and error(b.input, a.input) < 4e-3
 
 
 def test_columns_of_a_wider_matrix() -> None:
@@ -249,6 +250,8 @@ def test_a_cuda_graph_capture_takes_the_exact_path() -> None:
     module(*leaves, problem.target).backward()  # there is an order, and everything is compiled
     exact = linear_cross_entropy(*leaves, problem.target, label_smoothing=0.1, gradient="exact")
     expected = exact.detach(), *torch.autograd.grad(exact, leaves)
+    # Autograd ties a leaf to the stream it was first used on: the capture has leaves of its own.
+    leaves = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = module(*leaves, problem.target)
@@ -256,6 +259,24 @@ def test_a_cuda_graph_capture_takes_the_exact_path() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the compiler's own imports
+def test_a_compiled_model_in_a_cuda_graph_takes_the_exact_path() -> None:
+    torch._dynamo.reset()
+    problem = draw("zipf-medium", beta=0.1)
+    leaves = problem.input.requires_grad_(), problem.weight.requires_grad_()
+
+    def step(gradient: str) -> Tensor:
+        return linear_cross_entropy(*leaves, problem.target, label_smoothing=0.1, gradient=gradient)
+
+    expected = torch.autograd.grad(step("exact"), leaves)
+    compiled = torch.compile(step, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):  # warm, recorded, replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        found = tuple(g.clone() for g in torch.autograd.grad(compiled("auto"), leaves))
+        for a, b in zip(found, expected, strict=True):
+            assert error(a, b) < 5e-3
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the compiler's own imports

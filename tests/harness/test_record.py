@@ -36,6 +36,19 @@ def test_contradictions(make_record: MakeRecord, changes: dict[str, Any], messag
         changed(make_record(), **changes)
 
 
+@pytest.mark.parametrize(
+    ("commit", "dirty", "words"),
+    [
+        ("0123456789abcdef", False, "0123456789ab"),
+        ("0123456789abcdef", True, "0123456789ab and changes"),
+        ("0123456789abcdef", None, "0123456789ab"),
+        (None, None, "unknown commit"),
+    ],
+)
+def test_which_code_in_words(make_record: MakeRecord, commit: str | None, dirty: bool | None, words: str) -> None:
+    assert make_record().provenance.model_copy(update={"commit": commit, "dirty": dirty}).code == words
+
+
 def test_samples_come_in_equal_numbers() -> None:
     with pytest.raises(ValidationError, match="unequal number"):
         Times(fwd_ms=[1.0], bwd_ms=[1.0], fwd_bwd_ms=[2.0], fwd_no_grad_ms=[1.0], round=[0, 1])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ implementations:
   - baseline
   - {name: raises, path: "tests.harness.planted:raises"}
   - {name: dies, path: "tests.harness.planted:dies"}
-  - {name: hangs, path: "tests.harness.planted:hangs"}
   - {name: eats-memory, path: "tests.harness.planted:eats_memory"}
   - {name: wrong, path: "tests.harness.planted:wrong"}
   - {name: zero-weight-gradient, path: "tests.harness.planted:zero_weight_gradient"}
@@ -54,11 +54,24 @@ expectations:
        talks-nonsense]
     status: crashed
     reason: planted
-  - {implementation: hangs, status: timeout, reason: planted}
   - {implementation: [eats-memory], status: out_of_memory, reason: planted}
   - implementation: [wrong, zero-weight-gradient, spoils-inputs, cheats-without-grad]
     status: disagrees
     reason: planted
+"""
+
+HANGING = """\
+name: hanging
+description: one that never answers, between two that do
+device: cpu
+grid: {tokens: 16, hidden_size: 16, vocab_size: 64, dtype: float32, inputs: gaussian}
+implementations:
+  - baseline
+  - {name: hangs, path: "tests.harness.planted:hangs"}
+  - {name: right, path: "tests.harness.planted:right"}
+measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
+limits: {timeout_s: 60}
+expectations: [{implementation: hangs, status: timeout, reason: planted}]
 """
 
 TINY = """\
@@ -86,6 +99,19 @@ def records(directory: Path) -> list[Record]:
     return [Record.model_validate_json(line) for line in whole.splitlines()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """Under way: it waits for a minute, which the other tests fill."""
+    root = tmp_path_factory.mktemp("hanging")
+    (root / "suite.yaml").write_text(HANGING)
+    command = [*HARNESS, "run", str(root / "suite.yaml"), "--out", str(root / "run")]
+    with (root / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+    yield root / "run", process
+    process.terminate()  # where nobody waited
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     root = tmp_path_factory.mktemp("planted")
@@ -101,7 +127,6 @@ def test_every_failure_gets_its_row_while_the_others_finish(planted: tuple[Path,
         "baseline": ("ok", ""),
         "raises": ("crashed", "ZeroDivisionError: planted"),
         "dies": ("crashed", "killed by SIGSEGV during 'settle'"),
-        "hangs": ("timeout", "no answer to 'settle' within 60 s"),
         "eats-memory": ("out_of_memory", "can't allocate memory"),
         "wrong": ("disagrees", "grad_input"),
         "zero-weight-gradient": ("disagrees", "grad_weight"),
@@ -163,9 +188,12 @@ def test_what_the_first_call_costs_is_reported_apart(planted: tuple[Path, Any]) 
     assert max(row.times.fwd_bwd_ms) < 1500
 
 
-def test_a_hanging_worker_leaves_no_process(planted: tuple[Path, Any]) -> None:
-    running = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, planted[0])]
-    assert running == []
+def test_dead_workers_leave_no_process(planted: tuple[Path, Any]) -> None:
+    assert _workers_of(planted[0]) == []
+
+
+def _workers_of(directory: Path) -> list[Path]:
+    return [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_worker_of(p, directory)]
 
 
 def _is_worker_of(process: Path, directory: Path) -> bool:
@@ -177,13 +205,13 @@ def _is_worker_of(process: Path, directory: Path) -> bool:
 
 def test_json_report_has_a_row_per_implementation(planted: tuple[Path, Any]) -> None:
     rows = json.loads(harness("report", planted[0], "--format", "json").stdout)
-    assert len(rows) == 22
+    assert len(rows) == 21
     assert next(row for row in rows if row["implementation"] == "talkative")["figures"]["share"] == 0.25
     by_name = {row["implementation"]: row for row in rows}
     assert by_name["right"]["fwd_bwd_ms"] > 0
     assert by_name["right"]["samples"] >= 20
     assert by_name["wrong"]["grad_input_error"] == pytest.approx(0.1, rel=1e-2)
-    assert by_name["hangs"]["fwd_bwd_ms"] is None
+    assert by_name["dies"]["fwd_bwd_ms"] is None
 
 
 def test_records_say_which_code_they_measured(planted: tuple[Path, Any]) -> None:
@@ -280,3 +308,18 @@ def test_interrupted_by_the_user(tmp_path: Path, signal_number: signal.Signals) 
     assert process.returncode == 130
     assert b"--resume" in stderr
     assert b"Traceback" not in stderr
+
+
+def test_a_hanging_worker_is_ended_while_the_others_finish(hanging: tuple[Path, subprocess.Popen[str]]) -> None:
+    """The last test: it waits for a run that began before the first."""
+    directory, process = hanging
+    assert process.wait(timeout=180) == 0, (directory.parent / "stderr").read_text()
+    found = {r.implementation: r for r in records(directory)}
+    assert found["hangs"].status == "timeout"
+    assert found["hangs"].reason == "no answer to 'settle' within 60 s"
+    assert found["hangs"].times is None or found["hangs"].times.fwd_bwd_ms == []
+    assert all(found[name].status == "ok" for name in ("baseline", "right"))
+    assert found["right"].times is not None and len(found["right"].times.fwd_bwd_ms) >= 20
+    assert _workers_of(directory) == []
+    rows = json.loads(harness("report", directory, "--format", "json").stdout)
+    assert {row["implementation"] for row in rows if row["fwd_bwd_ms"] is None} == {"hangs"}

@@ -17,7 +17,7 @@ from implementations.cce import build as build_cce
 from implementations.contract import Implementation
 from implementations.registry import REGISTRY, load
 from implementations.torchtune import build as build_torchtune
-from tests.implementations.reference import loss_and_gradients, make_tensors, worst_error
+from tests.implementations.reference import loss_and_gradients, make_tensors, upstream, worst_error
 
 TOLERANCE = 1e-5  # fp32 against fp64, relative; fp32's own rounding is 6e-8
 # On a CPU nothing is modelled: what skips work on a GPU is the exact path there
@@ -258,6 +258,19 @@ def test_ours_is_the_exact_path_on_a_cpu(name: str) -> None:
     found = loss_and_gradients(implementation(name).build(), tensors, torch.float32, **settings)
     expected = loss_and_gradients(implementation("ours-exact").build(), tensors, torch.float32, **settings)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_ours_says_which_path_it_took(reduction: str) -> None:
+    tensors = make_tensors(ignored=5, bias=True)
+    leaves = [tensors[name].requires_grad_() for name in ("input", "linear_weight", "linear_bias")]
+    settings = {"label_smoothing": 0.1, "ignore_index": -100, "softcap": 3.0, "reduction": reduction}
+    loss_function = implementation("ours").build()
+    loss = loss_function(**tensors, **settings)
+    expected = torch.autograd.grad(loss, leaves, upstream(loss))
+    assert loss_function.figures(**tensors, upstream=upstream(loss), **settings) == {"dense": 1.0}
+    assert all(torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True))
+    assert implementation("ours-exact").build().figures(**tensors, upstream=upstream(loss), **settings) == {}
 
 
 def test_cce_exact_needs_what_pypi_lacks() -> None:

@@ -286,7 +286,8 @@ def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: Gathe
     steps = 1 if ordered else tile.block_v // blocks.input_step
     spilled = 8 if ordered and capability == 80 and blocks.rows == 128 else 0  # measured, and not wanted
     check(active_pairs.scatter_input_gradient_kernel, columns, options, capability, spilled, steps)
-    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v), "COLS": blocks.weight_cols}
+    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v)}
+    classes |= {"COLS": blocks.weight_cols, "STEP": blocks.weight_step}
     options = {"num_warps": blocks.weight_warps, "num_stages": blocks.weight_stages}
     for softcap in (False, True):
         flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows} | classes
@@ -320,7 +321,7 @@ def test_small_tail_kernels() -> None:
     combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
     check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
     product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}
-    check(tile_statistics.row_product_kernel, product, {"num_warps": 4}, capability)
+    check(elementwise.row_product_kernel, product, {"num_warps": 4}, capability)
     for kernel in (model.token_weights_kernel, tail_upstream.upstream_kernel):
         check(kernel, arguments | {"BLOCK": 4096}, {"num_warps": 16}, capability)
 
@@ -338,7 +339,7 @@ def test_kernels_of_token_groups(tile: Tile, capability: int) -> None:
     check(
         groups.grouped_pull_kernel, products | {"BLOCK_T": 128}, {"num_warps": 8, "num_stages": 2}, capability, spilled
     )
-    classes = {"ROWS": 128, "CLASSES": min(128, tile.block_v), "COLS": 128}
+    classes = {"ROWS": 128, "CLASSES": min(128, tile.block_v), "COLS": 128, "STEP": 64}
     options = {"num_warps": MANY_TOKENS.weight_warps, "num_stages": MANY_TOKENS.weight_stages}
     # the shapes' product comes after the loop: in three parts, for fp32's accuracy
     check(active_pairs.write_weight_gradient_kernel, arguments | classes, options, capability, 0, 4)

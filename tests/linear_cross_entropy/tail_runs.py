@@ -61,7 +61,7 @@ def run(
     leaves = [None if t is None else t.clone().requires_grad_(n) for t, n in zip(operands, needs, strict=True)]
     stats = GradientStats.empty()
     outputs = operators.tail_forward(
-        *leaves, problem.target, order, centres, stats.report if certify else stats.report[:0],
+        *leaves, problem.target, order, centres, stats.report if certify else None,
         problem.label_smoothing, problem.ignore_index, problem.softcap, pack, TILE,
         tolerance, choose, tail, first_order, certify,
     )  # fmt: skip

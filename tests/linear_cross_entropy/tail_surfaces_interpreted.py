@@ -269,3 +269,17 @@ def test_the_module_keeps_an_order(corrected_on_cpu: None, monkeypatch: pytest.M
     other = weight[:600].detach().requires_grad_()
     loss(input, other, problem.target.clamp(max=599))
     assert loss.vocabulary_order.shape == (600,)  # a head of another size has an order of its own
+
+
+def test_an_order_is_kept_only_where_it_leaves_fewer_pairs(corrected_on_cpu: None) -> None:
+    """Classes that already lie as a tree lays them need none; shuffled they do."""
+    problem = make_problem("zipf", 512, 64, 4096)
+    settings = dict(gradient="auto", gradient_tolerance=0.05)
+    shuffled = torch.randperm(4096, generator=torch.Generator().manual_seed(0))
+    for classes, expected in ((tree(problem), False), (shuffled, True)):
+        module = LinearCrossEntropyLoss(**settings)
+        weight, target = problem.weight[classes], classes.argsort()[problem.target]
+        module(problem.input.requires_grad_(), weight, target)
+        assert (module.vocabulary_order is not None) == expected
+        module.refresh_order(problem.input, weight)  # which has no targets to see its worth by
+        assert module.vocabulary_order is not None

@@ -97,6 +97,15 @@ def test_on_a_cpu_every_path_is_dense(gradient: str) -> None:
     assert tail_tile_classes(torch.randn(4096, 64).bfloat16(), torch.randn(8192, 64).bfloat16()) == 0
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(gradient="auto"), dict(fused=True)], ids=str)
+def test_no_stats_are_made_where_nobody_asks(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, empty = [], GradientStats.empty
+    monkeypatch.setattr(GradientStats, "empty", staticmethod(lambda: made.append(empty()) or made[-1]))
+    linear_cross_entropy(*operands(), **settings).backward()
+    assert made == []
+    assert linear_cross_entropy(*operands(), **settings, return_stats=True)[1] is made[0]
+
+
 def test_stats_in_one_graph_are_a_clear_error() -> None:
     """Without fullgraph torch.compile breaks the graph there, and the call runs as it is written."""
     torch._dynamo.reset()
@@ -129,7 +138,7 @@ def test_compiles_without_a_graph_break(module: bool) -> None:
 
 
 BAD_MODULES = [
-    (dict(order="sorted"), ValueError, "order: 'sorted'; allowed are tree, average-logit, none"),
+    (dict(order="sorted"), ValueError, "order: 'sorted'; allowed are auto, tree, average-logit, none"),
     (dict(order_interval=-1), ValueError, "order_interval: -1; it must be an integer, 0 or more"),
     (dict(order_interval=1.5), ValueError, "order_interval: 1.5"),
     (dict(vocabulary_order=None), TypeError, "vocabulary_order: no such setting"),
@@ -146,7 +155,7 @@ def test_bad_settings_of_the_module_are_named(change: dict, kind: type[Exception
         LinearCrossEntropyLoss(**{"gradient": "auto"} | change)
 
 
-@pytest.mark.parametrize("order", ["tree", "average-logit", "none"])
+@pytest.mark.parametrize("order", ["auto", "tree", "average-logit", "none"])
 def test_the_order_is_part_of_the_state(order: str, tmp_path) -> None:
     input, weight, _ = operands()
     module = LinearCrossEntropyLoss(gradient="auto", order=order)

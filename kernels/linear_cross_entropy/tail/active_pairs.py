@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.primitives import capped, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions
@@ -166,6 +167,7 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     BLOCK_K: tl.constexpr,
     CLASSES: tl.constexpr,  # of a program: a part of the tile
     COLS: tl.constexpr,
+    STEP: tl.constexpr,  # pairs at a time: ROWS or a part of them
 ):
     # A program owns dC[CLASSES of a tile, COLS of D] and walks over the tile's blocks. Columns vary slowest: the tokens
     # of a tile are anywhere in E, and COLS of E fit into L2.
@@ -177,8 +179,10 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     cols = column * COLS + tl.arange(0, COLS)
     total = tl.zeros((CLASSES, COLS), tl.float32)
     bias_total = tl.zeros((CLASSES,), tl.float32)
-    for block in range(tl.load(first_block + tile) - done, tl.load(first_block + tile + 1) - done):
-        local = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    begin = (tl.load(first_block + tile) - done) * ROWS
+    end = (tl.load(first_block + tile + 1) - done) * ROWS
+    for first in range(begin, end, STEP):
+        local = (first + tl.arange(0, STEP)).to(tl.int64)
         token = tl.load(tokens + local)
         rows = tl.where(token >= 0, token, 0).to(tl.int64)
         a = tl.load(dz + local[None, :] * BLOCK_V + v[:, None])
@@ -270,7 +274,7 @@ def scatter_input_gradient(
 ) -> None:
     """accumulator (N, D) fp32 += dz @ C over the pairs."""
     D = problem.hidden_size
-    scatter_input_gradient_kernel[(blocks.count * triton.cdiv(D, options.input_cols),)](
+    scatter_input_gradient_kernel[(blocks.count * cdiv(D, options.input_cols),)](
         dz, problem.weight, model.order, blocks.tokens, blocks.tile_of_block, accumulator,
         blocks.count, problem.vocab_size, D, problem.weight.stride(0),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
@@ -293,15 +297,16 @@ def write_weight_gradient(
     D = problem.hidden_size
     classes = min(options.weight_classes, model.tile_classes)
     parts = model.tile_classes // classes
-    columns = triton.cdiv(D, options.weight_cols) if grad_weight is not None else 1
+    columns = cdiv(D, options.weight_cols) if grad_weight is not None else 1
     write_weight_gradient_kernel[(blocks.tiles * parts * columns,)](
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
         grad_weight, grad_bias,
         problem.vocab_size, D, model.groups, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
-        GROUPED=model.groups > 1, BLOCK_K=max(16, triton.next_power_of_2(model.groups)),
+        GROUPED=model.groups > 1, BLOCK_K=max(16, next_power_of_2(model.groups)),
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
-        CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else triton.next_power_of_2(D),
+        CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else next_power_of_2(D),
+        STEP=options.weight_step,
         num_warps=options.weight_warps, num_stages=options.weight_stages,
     )  # fmt: skip

@@ -18,14 +18,15 @@ class GatherOptions:
     input_step: int = 64
     input_stages: int = 3
     weight_classes: int = 128
-    weight_cols: int = 128
+    weight_cols: int = 256
+    weight_step: int = 64
     weight_warps: int = 8
-    weight_stages: int = 3
+    weight_stages: int = 5  # two of them go into the tokens' indices, which the rows of E wait for
 
 
 # Padding costs half a block a tile; small blocks read C more often. Many tokens make long lists.
 FEW_TOKENS = GatherOptions(rows=64, warps=4)
-MANY_TOKENS = GatherOptions(rows=128, warps=8)
+MANY_TOKENS = GatherOptions(rows=128, warps=8, logit_stages=3)
 
 
 def gather_options(tokens: int) -> GatherOptions:

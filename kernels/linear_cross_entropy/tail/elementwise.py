@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.tail.groups import BLOCK_N as GROUP_ROWS
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
 
@@ -73,18 +74,41 @@ def squared_distance_kernel(matrix, point, out, N, D, stride, ROWS: tl.constexpr
     tl.store(out + rows, tl.sum(total, axis=1), mask=rows < N)
 
 
+@triton.jit(do_not_specialize=["N"])
+def row_product_kernel(matrix, vector, out, N, D, stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    # A program owns BLOCK_N rows: out_n = sum_d matrix_nd * vector_d in fp32.
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        cols = d + tl.arange(0, BLOCK_D)
+        mask = (rows < N)[:, None] & (cols < D)[None, :]
+        part = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=mask, other=0.0)
+        total += part.to(tl.float32) * tl.load(vector + cols, mask=cols < D, other=0.0)[None, :]
+    tl.store(out + rows, tl.sum(total, axis=1), mask=rows < N)
+
+
 def squared_distances(matrix: Tensor, point: Tensor) -> Tensor:  # (N, D), (D,) fp32 -> (N,) fp32
     """|matrix_n - point|^2 in fp32."""
     N, D = matrix.shape
     out = torch.empty(N, dtype=torch.float32, device=matrix.device)
-    squared_distance_kernel[(triton.cdiv(N, BLOCK_ROWS),)](
+    squared_distance_kernel[(cdiv(N, BLOCK_ROWS),)](
         matrix, point, out, N, D, matrix.stride(0), ROWS=BLOCK_ROWS, COLS=BLOCK_COLS, num_warps=4
     )
     return out
 
 
+def row_product(matrix: Tensor, vector: Tensor) -> Tensor:  # (N, D), (D,) fp32 -> (N,) fp32
+    """matrix @ vector in fp32, without an fp32 copy of the matrix."""
+    N, D = matrix.shape
+    out = torch.empty(N, dtype=torch.float32, device=matrix.device)
+    row_product_kernel[(cdiv(N, 32),)](
+        matrix, vector, out, N, D, matrix.stride(0), BLOCK_N=32, BLOCK_D=128, num_warps=4
+    )
+    return out
+
+
 def _grid(rows: int, cols: int) -> tuple[int, int]:
-    return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(cols, BLOCK_COLS)
+    return cdiv(rows, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
 
 
 def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor, groups: TokenGroups | None) -> Tensor:

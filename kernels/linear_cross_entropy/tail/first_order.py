@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.primitives import capped
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.products import add_product
@@ -21,7 +22,7 @@ from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 
-CHUNK_ROWS = 8192  # of the sample at once
+CHUNK_ROWS = 16384  # of the sample at once, which dC has room for: it is not there yet
 PROGRAM_ROWS = 16  # of the sample a program: each reads the masses of all tiles once
 
 
@@ -97,12 +98,12 @@ def within_tile_covariance(problem: Problem, model: TailModel, weight: Tensor, s
     covariance = torch.empty(D, D, dtype=torch.float32, device=C.device)
     for first in range(0, samples, CHUNK_ROWS):
         rows = torch.empty(min(CHUNK_ROWS, samples - first), D, dtype=C.dtype, device=C.device)
-        sampled_rows_kernel[(triton.cdiv(len(rows), PROGRAM_ROWS),)](
+        sampled_rows_kernel[(cdiv(len(rows), PROGRAM_ROWS),)](
             C, model.centre, model.typical, model.order, model.shape, cumulated, rows, len(rows), samples, first,
             model.tiles, V, D, model.groups, C.stride(0), problem.softcap,
             SOFTCAP=problem.softcap > 0, ORDERED=model.order is not None,
-            TILES=triton.next_power_of_2(model.tiles * model.groups), BLOCK_V=model.tile_classes,
-            BLOCK_D=min(1024, triton.next_power_of_2(D)), PROGRAM_ROWS=PROGRAM_ROWS, num_warps=4,
+            TILES=next_power_of_2(model.tiles * model.groups), BLOCK_V=model.tile_classes,
+            BLOCK_D=min(1024, next_power_of_2(D)), PROGRAM_ROWS=PROGRAM_ROWS, num_warps=4,
         )  # fmt: skip
         add_product(covariance, rows.t(), rows, first=first == 0)
     return covariance

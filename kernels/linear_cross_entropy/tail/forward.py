@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.linear_cross_entropy.config import Tile, tail_tile
+from kernels.linear_cross_entropy.config import Tile, capturing, tail_tile
+from kernels.linear_cross_entropy.engine import gradients as exact_gradients
 from kernels.linear_cross_entropy.engine import kept_rows, packing_pays
-from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail import gradients as steps
 from kernels.linear_cross_entropy.tail.groups import BLOCK_N, TokenGroups, group_means, group_tokens
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
@@ -36,6 +37,7 @@ def remember(
     tile = tail_tile(tile_classes)
     problem = replace(problem, input=_aligned(problem.input, tile), weight=_aligned(problem.weight, tile))
     with on_device(device):
+        pack = pack and not capturing(device)
         number = HostCopy((problem.target != problem.ignore_index).sum()) if pack else None
         if centres is None:  # while the number is on its way
             model = tail_model(problem, typical_token(problem), order, tile_classes)
@@ -57,10 +59,7 @@ def remember(
         statistics = tile_statistics(part, model, target, tile, tiles, groups)
         model = with_relative_spread(model)
     if rows is not None:
-        whole = Statistics(*(torch.zeros(N, dtype=torch.float32, device=device) for _ in range(5)))
-        for every, some in zip(whole.tensors(), statistics.tensors(), strict=True):
-            every.index_copy_(0, rows, some)
-        statistics = whole
+        statistics = statistics.placed(rows, N)
     integers = lambda count: torch.empty(count, dtype=torch.int64, device=device)  # noqa: E731
     place, permutation = integers(0 if order is None else N), integers(0 if groups is None else N)
     of_block = torch.empty(0 if groups is None else -(-N // BLOCK_N), dtype=torch.int32, device=device)
@@ -93,6 +92,9 @@ def gradients(
     certify: bool,
 ) -> tuple[Gradients, Tensor]:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count; and a report (report.py)."""
+    if capturing(problem.input.device):  # a compiled model's CUDA graph: the exact path, which asks the host nothing
+        result = exact_gradients(problem, statistics, grad_loss, grad_lse, needs, Method(), None)
+        return result, torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
     place, permutation, of_block = remembered[4:7]
     rows, part, groups = None, problem, None
     if permutation.numel():
@@ -103,12 +105,7 @@ def gradients(
     if rows is not None:
         part, statistics = problem.rows(rows), statistics.rows(rows)
         grad_loss, grad_lse = grad_loss[rows], grad_lse[rows]
-    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
-    model = TailModel(
-        tile_classes, typical, order, shape, shape_square, centre, spread,
-        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
-    )  # fmt: skip
-    tiles = _view(remembered[:4], model.tiles, part.tokens)
+    model, tiles = recalled(remembered, part.tokens, order, tile_classes)
     target = part.target if order is None else place[: part.tokens]
     with on_device(problem.input.device):
         result, stats = steps.gradients(
@@ -125,11 +122,19 @@ def gradients(
             certified=certify,
         )
         report = make_report(stats) if certify else torch.full((REPORT_LENGTH,), float("nan"), dtype=torch.float64)
-    if rows is not None and result.input is not None:
-        grad_input = problem.input.new_zeros(problem.input.shape)
-        grad_input.index_copy_(0, rows, result.input)
-        result = Gradients(grad_input, result.weight, result.bias)
-    return result, report
+    return result if rows is None else result.placed(rows, problem.tokens), report
+
+
+def recalled(
+    remembered: tuple[Tensor, ...], tokens: int, order: Tensor | None, tile_classes: int
+) -> tuple[TailModel, TileStatistics]:
+    """What `remember` kept of the head and of `tokens` tokens."""
+    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
+    model = TailModel(
+        tile_classes, typical, order, shape, shape_square, centre, spread,
+        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
+    )  # fmt: skip
+    return model, _view(remembered[:4], model.tiles, tokens)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -5,7 +5,7 @@
     first order  dE += w (E - mean) A                                                first_order.py
     smoothing    dE -= g beta mean_v C_v,     dC_v -= (beta / V) sum_n g_n E_n       rank one
     exact        dE += dz C,  dC = dz^T E + q S                                      active_pairs.py
-Sum_v dz_nv stays 0 for every token, exactly: what the model puts into a tile is the tile's true mass.
+Sum_v dz_nv stays 0 for every token but for the rounding of M: what the model puts into a tile is the tile's true mass.
 
 The host waits once, for the counts of active pairs, which decide between this and the dense path and size its scratch:
 with the tail's products queued behind, so that the GPU does not.
@@ -35,7 +35,9 @@ from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
-GATHER_BYTES = 24 * 2**20  # of dz at once: what it is read from again is L2
+# Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
+# lengths, and every launch ends with its longest.
+GATHER_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -77,27 +79,25 @@ def gradients(
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
     del products
-    *_, share = (first_block := ends.wait()).tolist()
-    first_block = first_block[:-1]
-    total, pairs = int(first_block[-1]), problem.tokens * model.tiles
+    *first_block, share = ends.wait().tolist()
+    total, pairs = first_block[-1], problem.tokens * model.tiles
     too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
     dense_path = method.choose and too_many
+    if not certified:  # 1/80 of dC that is not needed any more
+        routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
     stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
     if dense_path:
         del accumulator, pulls
         return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
-    if not certified:  # 1/80 of dC that is not needed any more
-        routing = stats.routing
-        stats = replace(stats, routing=replace(routing, tail=routing.tail.new_empty(0), flat_tail=None))
-        routing = stats.routing
     tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
-    ranges = plan_blocks(first_block.tolist(), GATHER_BYTES // (rows * model.tile_classes * C.element_size()))
-    sizes = [int(first_block[stop] - first_block[start]) for start, stop in ranges]
+    scratch = GATHER_BYTES + problem.input.nbytes
+    ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
+    sizes = [first_block[stop] - first_block[start] for start, stop in ranges]
     dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)
     for (start, stop), size in zip(ranges, sizes, strict=True):
-        done = int(first_block[start])
+        done = first_block[start]
         blocks = Blocks(
             tokens[done * rows : (done + size) * rows], tile_of_block[done : done + size], routing.first_block, done,
             start, stop - start, size,

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import GROUP_BLOCK as BLOCK_N
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.problem import Problem
 
 
@@ -75,7 +76,7 @@ def group_means(problem: Problem, groups: TokenGroups) -> Tensor:  # (K, D) fp32
     """The mean of the tokens of each group that count; 0 for a group without any."""
     N, D = problem.input.shape
     mean = torch.empty(groups.count, D, dtype=torch.float32, device=problem.input.device)
-    group_mean_kernel[(groups.count, triton.cdiv(D, 64))](
+    group_mean_kernel[(groups.count, cdiv(D, 64))](
         problem.input, problem.target, groups.first_block(), mean, N, problem.vocab_size, D, problem.ignore_index,
         problem.input.stride(0), BLOCK_N=BLOCK_N, BLOCK_D=64, num_warps=4,
     )  # fmt: skip
@@ -163,7 +164,7 @@ def grouped_input(tail: Tensor, centre: Tensor, groups: TokenGroups) -> Tensor: 
     """tail (T, N)^T times the centres (K, T, D) of each block's group."""
     (T, N), D = tail.shape, centre.shape[-1]
     accumulator = torch.empty(N, D, dtype=torch.float32, device=tail.device)
-    grouped_input_kernel[(triton.cdiv(N, BLOCK_N) * triton.cdiv(D, 128),)](
+    grouped_input_kernel[(cdiv(N, BLOCK_N) * cdiv(D, 128),)](
         tail, centre, groups.of_block, accumulator, N, T, D,
         BLOCK_N=BLOCK_N, BLOCK_D=128, BLOCK_T=64, num_warps=8, num_stages=3,
     )  # fmt: skip
@@ -175,7 +176,7 @@ def grouped_pull(tail: Tensor, input: Tensor, groups: TokenGroups) -> tuple[Tens
     (T, N), D, K = tail.shape, input.shape[1], groups.count
     pull = torch.empty(T, K, D, dtype=torch.float32, device=tail.device)
     mass, weight = (torch.empty(T, K, dtype=torch.float32, device=tail.device) for _ in range(2))
-    grouped_pull_kernel[(triton.cdiv(T, 128) * K * triton.cdiv(D, 128),)](
+    grouped_pull_kernel[(cdiv(T, 128) * K * cdiv(D, 128),)](
         tail, input, groups.first_block(), pull, mass, weight, N, T, D, K, input.stride(0),
         BLOCK_N=BLOCK_N, BLOCK_D=128, BLOCK_T=128, num_warps=8, num_stages=2,
     )  # fmt: skip

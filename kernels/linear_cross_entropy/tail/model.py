@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.column_sum import column_sum
+from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.primitives import capped
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail.elementwise import squared_distances
@@ -216,7 +217,7 @@ def grouped_model_kernel(
 def grouped_model(problem: Problem, typical: Tensor, order: Tensor | None, tile_classes: int) -> TailModel:
     """The model of every tile and group, without a softcap. typical (K, D) fp32: a token of each group."""
     C, groups = problem.weight, len(typical)
-    (V, D), T = C.shape, triton.cdiv(problem.vocab_size, tile_classes)
+    (V, D), T = C.shape, cdiv(problem.vocab_size, tile_classes)
     new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=C.device)  # noqa: E731
     smooth = problem.label_smoothing > 0
     sums = new(T, D) if smooth else None
@@ -224,7 +225,7 @@ def grouped_model(problem: Problem, typical: Tensor, order: Tensor | None, tile_
     grouped_model_kernel[(T,)](
         C, problem.bias, order, typical, shape, shape_square, centre, spread, sums, V, D, T, groups, C.stride(0),
         HAS_BIAS=problem.bias is not None, SMOOTH=smooth, ORDERED=order is not None,
-        BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, BLOCK_K=max(16, triton.next_power_of_2(groups)), num_warps=8,
+        BLOCK_V=tile_classes, BLOCK_D=BLOCK_D, BLOCK_K=max(16, next_power_of_2(groups)), num_warps=8,
     )  # fmt: skip
     class_sum = None if sums is None else sums.sum(dim=0)
     return TailModel(tile_classes, typical, order, shape, shape_square, centre, spread, class_sum, None, None)
@@ -233,7 +234,7 @@ def grouped_model(problem: Problem, typical: Tensor, order: Tensor | None, tile_
 def tail_model(problem: Problem, mean: Tensor, order: Tensor | None, tile_classes: int) -> TailModel:
     """The model of every tile. mean (D,) fp32: the average token; order (V,) int64 or None."""
     C = problem.weight
-    (V, D), T = C.shape, triton.cdiv(problem.vocab_size, tile_classes)
+    (V, D), T = C.shape, cdiv(problem.vocab_size, tile_classes)
     new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=C.device)  # noqa: E731
     smooth, has_softcap = problem.label_smoothing > 0, problem.softcap > 0
     sums = new(T, D) if smooth and not has_softcap else None

@@ -23,6 +23,8 @@ SETTINGS = (
     "float tolerance, bool choose, bool tail, bool first_order, bool certify"
 )
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
+# The host reads how many pairs are active: a compiled model leaves these calls out of its CUDA graphs.
+TAGS = (torch.Tag.cudagraph_unsafe,)
 KEPT = (
     "tile_lse", "residual", "mass_slope", "mean_slope", "position", "permutation", "of_block",
     "typical", "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
@@ -32,7 +34,8 @@ KEPT = (
 @torch.library.custom_op(
     "linear_cross_entropy::tail_forward",
     mutates_args=(),
-    schema=f"({OPERANDS}, Tensor report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
+    tags=TAGS,
+    schema=f"({OPERANDS}, Tensor? report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
 )
 def tail_forward(
@@ -42,7 +45,7 @@ def tail_forward(
     target: Tensor,  # (N,)
     order: Tensor | None,  # (V,)
     centres: Tensor | None,  # (K, D) fp32
-    report: Tensor,  # fp64 on the host, for the backward to fill; of no elements where nobody asks
+    report: Tensor | None,  # fp64 on the host, for the backward to fill; None where nobody asks
     label_smoothing: float,
     ignore_index: int,
     softcap: float,
@@ -71,7 +74,7 @@ def _(
     target: Tensor,
     order: Tensor | None,
     centres: Tensor | None,
-    report: Tensor,
+    report: Tensor | None,
     label_smoothing: float,
     ignore_index: int,
     softcap: float,
@@ -114,6 +117,7 @@ def _(
 @torch.library.custom_op(
     "linear_cross_entropy::tail_backward",
     mutates_args=(),
+    tags=TAGS,
     schema=f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)}, "
     f"{SETTINGS}, {NEEDS}) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor report)",
@@ -192,17 +196,20 @@ def _(grad_loss: Tensor, grad_lse: Tensor, input: Tensor, weight: Tensor, *rest:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     operands, report, settings = inputs[:6], inputs[6], inputs[7:]
     ctx.save_for_backward(*operands, *output[1:])
+    # Or autograd would fill in zeros for what is kept of the tiles: as much memory again.
+    ctx.set_materialize_grads(False)
     ctx.settings, ctx.report = settings, report
 
 
-def _backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:11]
+    upstream = (torch.zeros_like(lse) if g is None else g.contiguous() for g in (grad_loss, grad_lse))
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], operands[2] is not None and ctx.needs_input_grad[2])
     *gradients, report = tail_backward(
-        grad_loss.contiguous(), grad_lse.contiguous(), *operands, lse, nll, maximum, total, kept,
+        *upstream, *operands, lse, nll, maximum, total, kept,
         *ctx.saved_tensors[11:], *ctx.settings, *needs,
     )  # fmt: skip
-    if ctx.report.numel():
+    if ctx.report is not None:
         ctx.report.copy_(report)
     none_of_settings = (None,) * (4 + len(ctx.settings))
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings

@@ -21,10 +21,10 @@ class GradientStats:
     """Filled in by the backward; every number is nan before, and those of modelling after the dense path.
 
     path: "corrected", "dense" or "not run". Fractions are of all (token, vocabulary tile) pairs: computed, and with
-    lists rounded up to blocks. modelled_mass: of the probability, in pairs
-    that are not computed. Errors are relative to the norm of
-    the gradient and of the method alone: expected_* is what the routing counted on, input_bound an upper bound for dE
-    that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what rounding adds to dE.
+    lists rounded up to blocks. modelled_mass: of the probability, in pairs that are not computed. Errors are relative
+    to the norm of the gradient and of the method alone: expected_* is what the routing counted on, input_bound an upper
+    bound for dE that holds with probability 0.999, weight_estimate an estimate for dC. arithmetic_error is what
+    rounding adds to dE.
     """
 
     report: Tensor  # (REPORT_LENGTH,) fp64 on the host

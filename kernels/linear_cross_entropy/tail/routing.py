@@ -36,13 +36,14 @@ from kernels.linear_cross_entropy.tail.upstream import (
 
 BINS = 64  # of squared score, each half of the one before; the first is empty, the last holds all that is smaller
 BLOCK = 1024  # tokens a step
+SCALED_DTYPE = torch.float16  # of the tail: fp16 lacks the range, so it is kept in a unit
 
 
 @dataclass(frozen=True)
 class Routing:
     """What is computed and what is modelled; all on the device."""
 
-    totals: Tensor  # (TOTALS,) fp32: the places above
+    totals: Tensor  # (TOTALS,) fp32: its places are named in upstream.py
     threshold: Tensor  # (T,) fp32: pairs whose a_nt exceeds their tile's are active
     counts: Tensor  # (T,) int32: active pairs of a tile
     first_block: Tensor  # (T + 2,) int32: where its blocks begin; and the modelled share of the mass, in millionths
@@ -59,7 +60,7 @@ class Routing:
     @property
     def unit(self) -> Tensor | None:
         """() fp32: the largest |g + l|, which keeps tail within the range of fp16; None for 1."""
-        return self.totals[0] if self.tail.dtype == torch.float16 else None
+        return self.totals[LARGEST.value] if self.tail.dtype == SCALED_DTYPE else None
 
 
 @triton.jit
@@ -214,7 +215,14 @@ def is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes):
 
 @triton.jit(do_not_specialize=["T"])
 def first_block_kernel(
-    counts, tail_weight, totals, first_block, T, ROWS: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr
+    counts,  # (T,) int32
+    tail_weight,  # (T,) fp32
+    totals,  # (TOTALS,) fp32
+    first_block,  # (T + 2,) int32, out
+    T,
+    ROWS: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     # One program: first_block_t = sum over earlier tiles of ceil(counts / ROWS), T + 1 of them; and the modelled share.
     done = tl.zeros((), tl.int32)
@@ -288,6 +296,7 @@ def route(
     T, N = tiles.lse.shape
     has_softcap, smooth = problem.softcap > 0, problem.label_smoothing > 0
     device, dtype = tiles.lse.device, problem.input.dtype
+    scaled = dtype == SCALED_DTYPE
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
     left, tail_mass, tail_weight = new(T, 3, BINS), new(T), new(T)
     histogram_kernel[(T,)](
@@ -304,19 +313,11 @@ def route(
         given.loss, given.p_scale, statistics.lse, target, given.totals, threshold, counts, tail, flat_tail, tail_mass,
         tail_weight,
         N, model.tile_classes,
-        SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=dtype == torch.float16,
+        SOFTCAP=has_softcap, FLAT=flat_tail is not None, SCALED=scaled,
         GIVEN=method.threshold is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     first_block_kernel[(1,)](
-        counts,
-        tail_weight,
-        given.totals,
-        first_block,
-        T,
-        SCALED=dtype == torch.float16,
-        ROWS=block_rows,
-        BLOCK=BLOCK,
-        num_warps=4,
+        counts, tail_weight, given.totals, first_block, T, ROWS=block_rows, SCALED=scaled, BLOCK=BLOCK, num_warps=4
     )
     return Routing(given.totals, threshold, counts, first_block, tail, flat_tail, tail_mass, tail_weight)
 

@@ -17,9 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import Tile, multiprocessors, vocabulary_groups
+from kernels.linear_cross_entropy.launch import cdiv
 from kernels.linear_cross_entropy.operands import row_major
 from kernels.linear_cross_entropy.primitives import accurate_exp, capped, logits_tile, scaled_maximum, shifted_exp
 from kernels.linear_cross_entropy.problem import Problem, Statistics
+from kernels.linear_cross_entropy.tail.elementwise import row_product
 from kernels.linear_cross_entropy.tail.groups import TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 
@@ -37,7 +39,7 @@ class TileStatistics:
     mean_slope: Tensor | None  # bf16, under a softcap with smoothing
 
 
-@triton.jit(do_not_specialize=["N", "first_tile", "tiles_per_part", "ignore_index"])
+@triton.jit(do_not_specialize=["N", "tiles_per_part", "ignore_index"])
 def tile_statistics_kernel(  # noqa: PLR0915 - all that one tile is asked while it is in registers
     input,  # (N, D)
     weight,  # (V, D): the slice's rows, in order
@@ -199,29 +201,6 @@ def combine_tiles_kernel(
     tl.store(total + rows, mass, mask=in_batch)
 
 
-@triton.jit(do_not_specialize=["N"])
-def row_product_kernel(matrix, vector, out, N, D, stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    # A program owns BLOCK_N rows: out_n = sum_d matrix_nd * vector_d in fp32.
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for d in range(0, D, BLOCK_D):
-        cols = d + tl.arange(0, BLOCK_D)
-        mask = (rows < N)[:, None] & (cols < D)[None, :]
-        part = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=mask, other=0.0)
-        total += part.to(tl.float32) * tl.load(vector + cols, mask=cols < D, other=0.0)[None, :]
-    tl.store(out + rows, tl.sum(total, axis=1), mask=rows < N)
-
-
-def row_product(matrix: Tensor, vector: Tensor) -> Tensor:  # (N, D), (D,) fp32 -> (N,) fp32
-    """matrix @ vector in fp32, without an fp32 copy of the matrix."""
-    N, D = matrix.shape
-    out = torch.empty(N, dtype=torch.float32, device=matrix.device)
-    row_product_kernel[(triton.cdiv(N, 32),)](
-        matrix, vector, out, N, D, matrix.stride(0), BLOCK_N=32, BLOCK_D=128, num_warps=4
-    )
-    return out
-
-
 def tile_statistics(
     problem: Problem,  # targets are class ids
     model: TailModel,
@@ -242,7 +221,7 @@ def tile_statistics(
     if model.order is not None:
         tiles_per_launch = max(1, packed_bytes // (tile.block_v * D * C.element_size()))
         packed = new(min(V, tiles_per_launch * tile.block_v), D, dtype=C.dtype)
-    token_blocks = triton.cdiv(N, tile.block_n)
+    token_blocks = cdiv(N, tile.block_n)
     sums: list[Tensor] = []
     for first in range(0, T, tiles_per_launch):
         last = min(first + tiles_per_launch, T)
@@ -254,8 +233,8 @@ def tile_statistics(
             bias = None if problem.bias is None else problem.bias[rows]
         tiles = last - first
         parts = vocabulary_groups(token_blocks, tiles, multiprocessors(E.device), tiles)
-        tiles_per_part = triton.cdiv(tiles, parts)
-        parts = triton.cdiv(tiles, tiles_per_part)
+        tiles_per_part = cdiv(tiles, parts)
+        parts = cdiv(tiles, tiles_per_part)
         logit_sums = new(parts, N) if has_softcap and smooth else None
         if logit_sums is not None:
             sums.append(logit_sums)
@@ -283,7 +262,7 @@ def tile_statistics(
         if problem.bias is not None:
             logit_mean += problem.bias.sum(dtype=torch.float32) / V
     result = Statistics(*(new(N) for _ in range(5)))
-    combine_tiles_kernel[(triton.cdiv(N, COMBINE_TOKENS),)](
+    combine_tiles_kernel[(cdiv(N, COMBINE_TOKENS),)](
         found.lse, target_logit, logit_mean, problem.target, *result.tensors(),
         N, T, V, problem.ignore_index, problem.label_smoothing,
         SMOOTH=smooth, BLOCK_N=COMBINE_TOKENS, BLOCK_T=COMBINE_TILES,
@@ -312,8 +291,8 @@ def positions(problem: Problem, order: Tensor | None) -> Tensor:  # (N,) int64
         return problem.target
     N, V = problem.tokens, problem.vocab_size
     inverse, position = torch.empty_like(order), torch.empty_like(problem.target)
-    inverse_kernel[(triton.cdiv(V, 1024),)](order, inverse, V, BLOCK=1024, num_warps=4)
-    position_kernel[(triton.cdiv(N, 1024),)](
+    inverse_kernel[(cdiv(V, 1024),)](order, inverse, V, BLOCK=1024, num_warps=4)
+    position_kernel[(cdiv(N, 1024),)](
         problem.target, inverse, position, N, V, problem.ignore_index, BLOCK=1024, num_warps=4
     )
     return position
