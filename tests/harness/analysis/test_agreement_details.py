@@ -3,7 +3,7 @@
 import pytest
 
 from harness.analysis.agreement_table import HEADERS, agreement_details, share_of_limit
-from harness.analysis.section import section
+from harness.analysis.tables import markdown_report
 from harness.checks import Check, Checks, Diagnostics
 from harness.record import Record
 
@@ -70,7 +70,7 @@ def test_bits(detailed):
 
 def test_records_from_before_have_no_second_table(make_record, detailed):
     assert agreement_details([make_record(), make_record(status="unsupported")]) == []
-    assert "How the gradients are off:" not in section([make_record()])
-    assert "How the gradients are off:" in section([detailed()])
+    assert "How the gradients are off:" not in markdown_report([make_record()])
+    assert "How the gradients are off:" in markdown_report([detailed()])
     loaded = Record.model_validate_json(detailed().model_dump_json())
     assert loaded.agreement.checks == CHECKS and loaded.agreement.diagnostics == OFF
