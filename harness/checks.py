@@ -13,13 +13,15 @@ class _Frozen(BaseModel):
 
 
 class Diagnostics(_Frozen):
-    """How gradients are off, not only how far; nothing here decides a status. None where nothing is to be compared.
+    """How gradients are off, not only how far. None where nothing is to be compared. Missing rows alone are judged.
 
     slope: sum(g * g64) / sum(g64**2); 1 - slope is the part of the error that is lost or gained systematically.
     decile_errors: norm(g - g64) / norm(g64) over the tenth of the elements with the smallest |g64|, the next, ... the
     largest; on an even sample of a large gradient.
     cold rows: rows of grad_weight that are never a target. Most rows are, and the norm of the whole does not see them;
     an optimizer that normalises each coordinate does.
+    missing rows are all zero although the true row has an element that the dtype represents: a tile, or a token, that
+    was forgotten. Where such rows are rare ones the norm of the whole hides them. More of them than eager has disagree.
     adamw_step_error: norm(u - u64) / norm(u64) of the first AdamW step on linear_weight, u = g / (|g| + 1e-8).
     """
 
@@ -27,6 +29,8 @@ class Diagnostics(_Frozen):
     grad_weight_slope: float | None = None
     grad_input_decile_errors: list[float] = []
     grad_weight_decile_errors: list[float] = []
+    grad_input_missing_rows: int = 0
+    grad_weight_missing_rows: int = 0
     cold_rows: int = 0  # that were compared and whose true gradient is not zero
     cold_row_error_median: float | None = None
     cold_row_error_p99: float | None = None

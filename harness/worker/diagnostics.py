@@ -37,6 +37,8 @@ def diagnostics(grad_input: Tensor, grad_weight: Tensor, oracle: Oracle, target:
         grad_weight_slope=of_weight.slope,
         grad_input_decile_errors=decile_errors(grad_input, oracle.grad_input, None),
         grad_weight_decile_errors=decile_errors(grad_weight, oracle.grad_weight, rows),
+        grad_input_missing_rows=of_input.missing_rows,
+        grad_weight_missing_rows=of_weight.missing_rows,
         cold_rows=ratios.numel(),
         cold_row_error_median=_quantile(ratios, 0.5),
         cold_row_error_p99=_quantile(ratios, 0.99),
@@ -60,16 +62,20 @@ class _Seen:
     step_error: float | None
     row_error: Tensor  # (R,)
     row_norm: Tensor  # (R,)
+    missing_rows: int
 
 
 def _look(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> _Seen:
     sums = torch.zeros(4, dtype=torch.float64, device=truth.device)
+    missing = torch.zeros((), dtype=torch.int64, device=truth.device)
     row_error, row_norm = torch.empty((2, truth.shape[0]), dtype=torch.float64, device=truth.device)
     for part in slices(truth.shape[0], 8 * truth.shape[1], _BLOCK_BYTES):
         true = truth[part]
         given = (gradient[part] if rows is None else gradient[rows[part]]).to(true.device, torch.float64)
         row_error[part] = torch.linalg.vector_norm(given - true, dim=1)
         row_norm[part] = torch.linalg.vector_norm(true, dim=1)
+        representable = true.abs().amax(1) >= torch.finfo(gradient.dtype).tiny
+        missing += (representable & (given.count_nonzero(1) == 0)).sum()
         sums[0] += (given * true).sum()
         sums[1] += true.square().sum()
         right_step = true / (true.abs() + _ADAMW_EPS)
@@ -77,8 +83,8 @@ def _look(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> _Seen:
         sums[3] += right_step.square().sum()
     along, square, step_error, step = sums.tolist()
     if not square:
-        return _Seen(None, None, row_error, row_norm)
-    return _Seen(along / square, math.sqrt(step_error / step), row_error, row_norm)
+        return _Seen(None, None, row_error, row_norm, 0)
+    return _Seen(along / square, math.sqrt(step_error / step), row_error, row_norm, int(missing))
 
 
 def decile_errors(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> list[float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.checks import Check, Checks
+from harness.checks import Check, Checks, Diagnostics
 from harness.record import Agreement
 from harness.worker.agreement import agree, rounding_floor
 from harness.worker.call import Call
@@ -78,6 +78,7 @@ def judge(
     failures = [
         *_causes(judged, claims_determinism, checks),
         *agreement.failures,
+        *_missing(looked, measured_by.diagnostics),
         *(_broken(checks) if judged.seen.finite() else []),
     ]
     return agreement.model_copy(
@@ -225,6 +226,16 @@ def _causes(judged: _Judged, claims_determinism: bool, checks: Checks) -> list[s
             "waits for, so that neither its time nor its gradients can be trusted"
         )
     return causes
+
+
+def _missing(looked: Diagnostics | None, eager: Diagnostics | None) -> list[str]:
+    """Rows that were forgotten, in words."""
+    failures = []
+    for name in ("grad_input", "grad_weight"):
+        found, usual = (getattr(d, f"{name}_missing_rows") if d is not None else 0 for d in (looked, eager))
+        if found > usual:
+            failures.append(f"{name}: {found} rows are all zero where the true gradient is not (eager's: {usual})")
+    return failures
 
 
 _MEANING = {

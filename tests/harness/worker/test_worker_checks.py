@@ -97,6 +97,14 @@ def test_checks_find_what_the_oracle_does_not():
         assert len(found.failures) == 1, found.failures
 
 
+def test_a_last_tile_of_rare_classes_is_missed_by_the_norm_and_not_by_counting():
+    """Eight rows that hardly any token is about: 0.05 % of the rows, and nothing of the norm."""
+    found = judged("drops_the_last_tile", inputs="zipf-medium", tokens=1024, vocab_size=16392, hidden_size=32)
+    assert found.grad_weight_excess < 4
+    assert found.failures[0] == "grad_weight: 8 rows are all zero where the true gradient is not (eager's: 0)"
+    assert found.diagnostics.grad_weight_missing_rows == 8 and found.diagnostics.grad_input_missing_rows == 0
+
+
 def test_a_filter_that_drops_mass_hides_in_the_whole_norm():
     """Half of the rows without a gradient: hardly an error of the whole, and a rest that no rounding leaves."""
     found = judged("filters_small_rows", inputs="zipf-medium", vocab_size=4000, tokens=256)

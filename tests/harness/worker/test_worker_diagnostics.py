@@ -70,6 +70,18 @@ def test_cold_rows_show_what_a_filter_forgets(truth, tensors):
     assert look(truth, tensors, grad_weight=warm_only).cold_row_error_p99 == 0.0
 
 
+def test_rows_that_are_missing_and_rows_too_small_to_be_there(truth, tensors):
+    given = truth.grad_weight.half()
+    assert look(truth, tensors, grad_weight=given).grad_weight_missing_rows == 0  # what underflows is not missing
+    given[[3, 700]] = 0
+    largest = truth.grad_weight[[3, 700]].abs().amax(1)
+    expected = int((largest >= torch.finfo(torch.float16).tiny).sum())
+    assert look(truth, tensors, grad_weight=given).grad_weight_missing_rows == expected
+    given = truth.grad_input.float()
+    given[int((tensors.target >= 0).nonzero()[-1, 0])] = 0
+    assert look(truth, tensors, grad_input=given).grad_input_missing_rows == 1  # an ignored token's row is no loss
+
+
 def test_the_step_is_that_of_torch(truth, tensors):
     given = truth.grad_weight.bfloat16()
     steps = []
