@@ -83,7 +83,7 @@ def gradients(
     total, pairs = first_block[-1], problem.tokens * model.tiles
     too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
     dense_path = method.choose and too_many
-    if not certified:  # 1/80 of dC that is not needed any more
+    if not certified:  # N / 256 D of dC, that is not needed any more
         routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
     stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
     if dense_path:
