@@ -36,8 +36,8 @@ from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
-# lengths, and every launch ends with its longest.
-GATHER_BYTES = 32 * 2**20
+# lengths, and every launch ends with its longest. What only a softcap needs comes out of it.
+GATHER_BYTES, LEAST_GATHER_BYTES = 32 * 2**20, 24 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def gradients(
     tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
-    scratch = GATHER_BYTES + problem.input.nbytes
+    of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
+    scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_softcap if t is not None)
+    scratch = max(scratch, LEAST_GATHER_BYTES)
     ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
     sizes = [first_block[stop] - first_block[start] for start, stop in ranges]
     dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)
