@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from harness.replay import ReplayTimer
     from harness.runs import UnfitEnvironment
 
-# the public names and where each lives; a new one has a line here, one in __all__ and one above
+# The public names and where each lives. A new one has a line here, one in __all__ and one above. It cannot be called as
+# a module of this package is: whoever imports that module would put it in the name's place.
 _HOMES = {
     "Record": "harness.record",
     "ReplayTimer": "harness.replay",
@@ -30,10 +31,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # or a type checker would believe in every name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'harness' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -128,6 +129,11 @@ def test_public_names_are_documented_where_it_is_promised() -> None:
     assert all(getattr(harness, name).__doc__ for name in harness.__all__)
     with pytest.raises(AttributeError, match="no attribute 'run_suit'"):
         harness.run_suit  # noqa: B018
+
+
+def test_no_public_name_is_a_modules() -> None:
+    """`import harness.x` anywhere would put the module in the place of a function x, from then on."""
+    assert set(harness.__all__).isdisjoint(module.name for module in pkgutil.iter_modules(harness.__path__))
 
 
 @pytest.fixture
