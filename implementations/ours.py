@@ -130,6 +130,7 @@ def _ours(preset: str) -> Implementation:
     return Implementation(
         build=lambda: OwnLoss(preset),
         grads_in_forward=fused_in_forward if settings.get("fused") else False,
+        deterministic=settings["gradient"] == "exact",
         skips_work=models or (settings["gradient"] == "filtered" and settings.get("filter_eps", 1) is not None),
         autotunes=False,
     )
