@@ -131,11 +131,16 @@ def estimates(plan: Plan, cases: Sequence[Case]) -> list[float]:
 
 
 def execute(
-    directory: RunDirectory, plan: Plan, machine: dict[str, Any], revision: str | None, budget_s: float | None
+    directory: RunDirectory,
+    plan: Plan,
+    machine: dict[str, Any],
+    revision: str | None,
+    budget_s: float | None,
+    argv: list[str] | None = None,
 ) -> list[Case]:
     """Measures the cases of `plan` that `directory` lacks. Stops before one that would not fit `budget_s`.
 
-    Returns the cases that are left for a later call.
+    `argv` is the command to record; None: the harness's own. Returns the cases that are left for a later call.
     """
     begin = time.monotonic()
     done = directory.complete_cases(plan)
@@ -149,7 +154,7 @@ def execute(
         provenance=Provenance(
             commit=commit,
             dirty=dirty,
-            argv=provenance.command_line(),
+            argv=provenance.command_line() if argv is None else argv,
             started=provenance.now(),
             device=plan.device,
             device_name=plan.device_name,
