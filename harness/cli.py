@@ -19,6 +19,7 @@ import typer
 from tabulate import tabulate
 
 from harness import __version__, model_commands, reading_commands, runs, selection
+from harness.gate import command as gate_command
 from harness.process import WorkerFailure
 from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
@@ -32,6 +33,7 @@ USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
 app.add_typer(reading_commands.app)
+app.add_typer(gate_command.app)
 
 
 class Format(StrEnum):

@@ -1,0 +1,80 @@
+"""Two sets of rows of one run: their times by the ratios of common rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.analysis.statistics.bootstrap import Interval
+from harness.compare.comparison import Comparison, NothingToCompare, code_of, compared, device_of
+from harness.compare.environment import unlike
+from harness.compare.policy import Policy
+from harness.compare.ratio import control_of, paired_ratio
+from harness.compare.row import RowComparison
+from harness.compare.side import side_of
+from harness.record import Record
+
+BASE, HEAD = "@base", "@head"  # ends of the names of a row that a run has of two trees (`harness.gate`)
+
+Pair = tuple[str, str]  # names of rows: base, head
+
+
+def pairs_of_trees(records: Sequence[Record]) -> list[Pair]:
+    """Every `NAME@base` with its `NAME@head`, also where a run has but one of them."""
+    stems = [
+        record.implementation.removesuffix(end)
+        for record in records
+        for end in (BASE, HEAD)
+        if record.implementation.endswith(end)
+    ]
+    return [(stem + BASE, stem + HEAD) for stem in dict.fromkeys(stems)]
+
+
+def compare_within(records: Sequence[Record], pairs: Sequence[Pair], policy: Policy) -> Comparison:
+    """The pairs of one run. Raises NothingToCompare if no case has both rows of any."""
+    by_key = {(record.case_id, record.implementation): record for record in records}
+    rows: list[RowComparison] = []
+    controls: dict[str, Interval] = {}
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for case in {record.case_id: record.case for record in records}.values():
+        for pair in pairs:
+            base, head = (by_key.get((case.id, name)) for name in pair)
+            found = [record for record in (base, head) if record is not None]
+            if not found:
+                continue
+            control = _control(found[0], records)
+            if control is not None:
+                controls[case.id] = control
+            ratio = paired_ratio(base, head, control) if base is not None and head is not None else None
+            ours, theirs = (None if record is None else side_of(record) for record in (base, head))
+            device = found[0].provenance.device
+            rows.append(compared(case, shared_name(pair), ours, theirs, ratio, policy, device))
+            for records_of_side, record in zip(sides, (base, head), strict=True):
+                records_of_side.extend([record] if record is not None else [])
+    if not all(sides):
+        wanted = ", ".join(" and ".join(pair) for pair in pairs) or f"rows NAME{BASE} and NAME{HEAD}"
+        raise NothingToCompare(f"nothing to compare: the run has not {wanted}")
+    return Comparison(
+        base=code_of(sides[0]),
+        head=code_of(sides[1]),
+        device=device_of([*sides[0], *sides[1]]),
+        policy=policy.name,
+        rows=rows,
+        unlike=unlike(*sides),
+        controls=controls,
+    )
+
+
+def shared_name(pair: Pair) -> str:
+    """What both rows are called: `ours` of `ours@base` and `ours@head`, `ours / baseline` of others (head first)."""
+    base, head = pair
+    if base == head or (base.removesuffix(BASE), head) == (head.removesuffix(HEAD), base.removesuffix(BASE) + HEAD):
+        return head.removesuffix(HEAD)
+    return f"{head} / {base}"
+
+
+def _control(record: Record, records: Sequence[Record]) -> Interval | None:
+    """The A/A of the rounds that `record` played, of whichever row had it."""
+    for other in records:
+        if other.case_id == record.case_id and other.again is not None and other.gemm_ms == record.gemm_ms:
+            return control_of(other)
+    return None

@@ -1,0 +1,131 @@
+"""`gate --pair`: base and head in the same rounds on the same GPU, from two trees to a comparison."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import cost, provenance, runs
+from harness.case import Case
+from harness.compare.comparison import Comparison
+from harness.compare.policy import Policy
+from harness.compare.within import compare_within
+from harness.gate.pair_runner import PairRunner
+from harness.gate.pairing import Pair, paired_suite, pairs_of
+from harness.gate.tree import Tree, UnusableTree
+from harness.process import Worker, WorkerFailure
+from harness.progress import Progress
+from harness.record import Provenance, Record
+from harness.run_directory import RunDirectory
+from harness.suite import Suite, Where
+
+_SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
+
+
+@dataclass(frozen=True)
+class PairGate:
+    """What is to be measured, of which trees, by which policy."""
+
+    suite: Suite
+    names: Sequence[str]  # the suite's rows, less --only and --skip
+    where: Where
+    base: Tree
+    head: Tree
+    policy: Policy
+    directory: RunDirectory
+    budget_s: float | None  # for the rounds of all cases; None: what the suite gives each
+
+    def run(self) -> Comparison:
+        """Measures, writes the records, compares.
+
+        Raises UnusableTree or UnfitEnvironment before anything is measured.
+        """
+        logs = self.directory.logs
+        pairs = pairs_of(self.suite, self.names, self.base.registry(), self.head.registry())
+        machines = {tree.label: _environment(tree, logs / f"{tree.label}.log") for tree in (self.base, self.head)}
+        device = runs.choose_device(self.suite, machines["head"])
+        if not any(pair.rows for pair in pairs):
+            raise UnusableTree(f"neither tree has any of {', '.join(self.names)}")
+        origins = {f"@{tree.label}": self._provenance(tree, machines[tree.label], device) for tree in self._trees}
+        runner = PairRunner(
+            suite=paired_suite(self.suite, pairs, None),
+            device=device,
+            implementations=[],
+            provenance=origins["@head"],
+            device_bytes=runs.device_bytes(device, machines["head"]),
+            gpu=machines["head"]["gpu"] if device == "cuda" else {},
+            logs=logs,
+            origins={f"@{tree.label}": tree.origin for tree in self._trees},
+            margin=lambda name, case: self._margin(name, case, device),
+        )
+        records = self._measure(runner, pairs, origins, self._cases(device))
+        compared = compare_within(records, [pair.names for pair in pairs], self.policy)
+        return replace(compared, base=self.base.described, head=self.head.described)
+
+    @property
+    def _trees(self) -> tuple[Tree, Tree]:
+        return self.base, self.head
+
+    def _cases(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+        return [case for case in self.suite.cases_on(device) if self.where.matches(case)]
+
+    def _margin(self, name: str, case: Case, device: Literal["cuda", "cpu"]) -> float | None:
+        margins = self.policy.margins(name, case)
+        return margins.time_margin if device in margins.time_devices else None
+
+    def _measure(
+        self, runner: PairRunner, pairs: Sequence[Pair], origins: dict[str, Provenance], cases: Sequence[Case]
+    ) -> list[Record]:
+        measurement = runner.suite.measurement_on(runner.device)
+        calls = 2 + measurement.minimum_rounds * (measurement.samples_per_turn + 1)
+        guesses = [cost.estimated_seconds(case, 2 * len(pairs), calls, runner.device) for case in cases]
+        left_s = self.budget_s
+        records: list[Record] = []
+        with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
+            for position, case in enumerate(cases):
+                if runs.interrupted.is_set():
+                    raise KeyboardInterrupt
+                share = None if left_s is None else max(1.0, left_s / (len(cases) - position))
+                runner.suite = paired_suite(self.suite, pairs, share)
+                progress.start_case(position + 1, case.id, sum(guesses[position:]))
+                begin = time.monotonic()
+                taken = runner.run_pairs(case, pairs, progress.note, more=position + 1 < len(cases))
+                taken = [_of_tree(record, origins) for record in taken]
+                self.directory.append(taken)
+                records += taken
+                seconds = time.monotonic() - begin
+                left_s = None if left_s is None else left_s - seconds
+                progress.finish_case(taken, seconds)
+        return records
+
+    def _provenance(self, tree: Tree, machine: dict[str, Any], device: str) -> Provenance:
+        return Provenance(
+            commit=tree.commit,
+            dirty=tree.dirty,
+            argv=provenance.command_line(),
+            started=provenance.now(),
+            device=device,
+            device_name=runs.device_name(device, machine),
+            environment=machine,
+        )
+
+
+def _environment(tree: Tree, log: Path) -> dict[str, Any]:
+    """The machine as the tree's workers see it. Raises UnusableTree if not even that works."""
+    worker = Worker(log, tree.origin)
+    try:
+        return worker.request("environment", _SURVEY_TIMEOUT_S)
+    except WorkerFailure as failure:
+        raise UnusableTree(f"{tree.label}: a worker of {tree.described} cannot start: {failure.reason}") from failure
+    finally:
+        worker.kill()
+
+
+def _of_tree(record: Record, origins: dict[str, Provenance]) -> Record:
+    """The record with the code and the libraries of the tree that its row came from."""
+    end = record.implementation[record.implementation.rindex("@") :]
+    return record.model_copy(update={"provenance": origins[end]})
