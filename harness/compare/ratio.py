@@ -8,6 +8,7 @@ from math import exp, hypot, log
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.ratio import noise_floor, ratio_interval
 from harness.analysis.statistics.turns import timed_turns, turns_of
+from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.record import Record
 
 
@@ -19,6 +20,22 @@ class TimeRatio:
     paired: bool  # of the same rounds, against the margin of one run; else of two runs, against that across
     refused: str | None = None  # why the two times are not compared, in words
     control: Interval | None = None  # of two workers of the same code in the same rounds: an A/A
+    again: TimeRatio | None = None  # measured a second time with new processes
+
+    def unfit(self, margin: float) -> bool:
+        """Whether the same code differs from itself by more than the margin, for certain."""
+        return self.control is not None and verdict_of(self.control, margin) in (Verdict.SLOWER, Verdict.FASTER)
+
+    def verdict(self, margin: float) -> Verdict:
+        """By the rule of `verdict_of`. SLOWER must be found by both where it was measured twice.
+
+        Two processes of the same code may differ for as long as they live, which no number of rounds averages out.
+        """
+        found = verdict_of(self.interval, margin)
+        if self.again is None:
+            return found
+        second = verdict_of(self.again.interval, margin)
+        return second if (found is Verdict.SLOWER) is (second is Verdict.SLOWER) else Verdict.UNSURE
 
 
 def paired_ratio(base: Record, head: Record, control: Interval | None = None) -> TimeRatio | None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from harness.analysis.formats import counted, percent, ratio, three_places
 from harness.analysis.statistics.bootstrap import Interval
-from harness.analysis.statistics.verdict import Verdict, verdict_of
+from harness.analysis.statistics.verdict import Verdict
 from harness.compare.policy import Margins
 from harness.compare.ratio import TimeRatio
 from harness.compare.side import MEMORY_COLUMNS, Side, memory_words
@@ -61,6 +61,7 @@ class RowComparison:
     memory: Change | None
     excess: Change | None
     faults: tuple[Fault, ...]
+    slower_or_unfit: bool = False  # by its time, where that may fail
 
 
 def compare_row(
@@ -77,7 +78,7 @@ def compare_row(
     comparable = base is not None and head is not None and {base.status, head.status} <= COMPLETED
     alike = base is not None and head is not None and base.status is head.status  # else times of unlike results
     margin = margins.time_margin if time is None or time.paired else margins.time_margin_across
-    verdict = verdict_of(time.interval, margin) if comparable and time is not None and time.refused is None else None
+    verdict = time.verdict(margin) if comparable and time is not None and time.refused is None else None
     gated = comparable and alike and device in margins.time_devices
     found: list[Fault] = []
     if head is not None:
@@ -101,6 +102,7 @@ def compare_row(
         memory=_memory_change(base, head, margins.memory_margin_bytes),
         excess=_excess_change(base, head, margins.excess_margin),
         faults=tuple(found),
+        slower_or_unfit=gated and time is not None and (verdict is Verdict.SLOWER or time.unfit(margin)),
     )
 
 
@@ -125,18 +127,22 @@ def _time_faults(
         if margins.unsure != "pass":
             yield Fault(_UNSURE_CODE[margins.unsure], f"`{name}`: times not compared: {time.refused}")
         return
-    if time.control is not None and verdict_of(time.control, margin) in (Verdict.SLOWER, Verdict.FASTER):
-        words = f"two workers of the same code differ by more than {percent(margin)} (A/A {_written(time.control)})"
+    seen = _seen(time)
+    last = time.again or time
+    if last.unfit(margin) and last.control is not None:
+        words = f"two workers of the same code differ by more than {percent(margin)} (A/A {_written(last.control)})"
         yield Fault(UNFIT, f"`{name}`: {words}: what base and head differ by cannot be told here")
     elif verdict is Verdict.SLOWER and time.interval is not None:
         more = percent(time.interval.estimate - 1)
-        yield Fault(
-            REGRESSION, f"`{name}` is SLOWER by {more}: {_written(time.interval)} of base, margin {percent(margin)}"
-        )
+        yield Fault(REGRESSION, f"`{name}` is SLOWER by {more}: {seen} of base, margin {percent(margin)}")
     elif verdict is Verdict.UNSURE and margins.unsure != "pass":
-        seen = "too few common rounds" if time.interval is None else f"{_written(time.interval)} of base"
-        words = f"`{name}`: time UNSURE: {seen}, margin {percent(margin)}"
-        yield Fault(_UNSURE_CODE[margins.unsure], words)
+        yield Fault(_UNSURE_CODE[margins.unsure], f"`{name}`: time UNSURE: {seen} of base, margin {percent(margin)}")
+
+
+def _seen(time: TimeRatio) -> str:
+    """The interval in words, and that of the second measurement."""
+    first = "too few common rounds to know what share" if time.interval is None else _written(time.interval)
+    return first if time.again is None else f"{first}, with new processes {_seen(time.again)}"
 
 
 def _memory_change(base: Side | None, head: Side | None, margin_bytes: int) -> Change | None:

@@ -63,6 +63,12 @@ def _line(row: RowComparison) -> list[str]:
     ends = DASH if interval is None else f"{three_places(interval.low)} to {three_places(interval.high)}"
     if interval is not None and row.time is not None and row.time.paired:
         ends += f" ({interval.rounds} rounds)"
+    if row.time is not None and row.time.again is not None and row.time.again.interval is not None:
+        again = row.time.again.interval
+        time, ends = (
+            f"{time}, {three_places(again.estimate)}",
+            f"{ends}, {three_places(again.low)} to {three_places(again.high)}",
+        )
     return [row.name, time, ends, _verdict(row), *_memory(row), _excess(row), _status(row)]
 
 
@@ -125,6 +131,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         yield "Times: head's ratio to the GEMM of its rounds over base's (to the reference where there is no GEMM)."
     if ratios:
         yield "SLOWER, FASTER, SAME: the whole interval is on that side of the margin; UNSURE: it is not."
+    if any(time.again is not None for time in ratios):
+        yield "Two figures: what seemed SLOWER was measured again with new processes; only twice SLOWER is SLOWER."
     if any(row.time_verdict is not None and not row.time_gated for row in comparison.rows):
         yield "In parentheses: fails nothing (a CPU's time, or of rows with different statuses)."
     if comparison.controls:

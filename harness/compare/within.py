@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.analysis.statistics.bootstrap import Interval
 from harness.compare.comparison import Comparison, NothingToCompare, code_of, compared, device_of
 from harness.compare.environment import unlike
 from harness.compare.policy import Policy
-from harness.compare.ratio import control_of, paired_ratio
+from harness.compare.ratio import TimeRatio, control_of, paired_ratio
 from harness.compare.row import RowComparison
 from harness.compare.side import side_of
 from harness.record import Record
@@ -29,9 +30,14 @@ def pairs_of_trees(records: Sequence[Record]) -> list[Pair]:
     return [(stem + BASE, stem + HEAD) for stem in dict.fromkeys(stems)]
 
 
-def compare_within(records: Sequence[Record], pairs: Sequence[Pair], policy: Policy) -> Comparison:
-    """The pairs of one run. Raises NothingToCompare if no case has both rows of any."""
-    by_key = {(record.case_id, record.implementation): record for record in records}
+def compare_within(
+    records: Sequence[Record], pairs: Sequence[Pair], policy: Policy, again: Sequence[Record] = ()
+) -> Comparison:
+    """The pairs of one run; `again` has rows that were measured a second time, with new processes.
+
+    Raises NothingToCompare if no case has both rows of any pair.
+    """
+    by_key, by_key_again = ({(r.case_id, r.implementation): r for r in found} for found in (records, again))
     rows: list[RowComparison] = []
     controls: dict[str, Interval] = {}
     sides: tuple[list[Record], list[Record]] = ([], [])
@@ -41,10 +47,12 @@ def compare_within(records: Sequence[Record], pairs: Sequence[Pair], policy: Pol
             found = [record for record in (base, head) if record is not None]
             if not found:
                 continue
-            control = _control(found[0], records)
-            if control is not None:
-                controls[case.id] = control
-            ratio = paired_ratio(base, head, control) if base is not None and head is not None else None
+            ratio = _ratio(base, head, records)
+            second = _ratio(by_key_again.get((case.id, pair[0])), by_key_again.get((case.id, pair[1])), again)
+            if ratio is not None and ratio.control is not None:
+                controls[case.id] = ratio.control
+            if ratio is not None and second is not None:
+                ratio = replace(ratio, again=second)
             ours, theirs = (None if record is None else side_of(record) for record in (base, head))
             device = found[0].provenance.device
             rows.append(compared(case, shared_name(pair), ours, theirs, ratio, policy, device))
@@ -62,6 +70,10 @@ def compare_within(records: Sequence[Record], pairs: Sequence[Pair], policy: Pol
         unlike=unlike(*sides),
         controls=controls,
     )
+
+
+def _ratio(base: Record | None, head: Record | None, records: Sequence[Record]) -> TimeRatio | None:
+    return None if base is None or head is None else paired_ratio(base, head, _control(base, records))
 
 
 def shared_name(pair: Pair) -> str:

@@ -47,13 +47,15 @@ def compare(
     from harness.compare.policy_file import load_policy  # noqa: PLC0415
     from harness.compare.table import markdown  # noqa: PLC0415
     from harness.compare.within import compare_within, pairs_of_trees  # noqa: PLC0415
+    from harness.gate.pair_gate import AGAIN  # noqa: PLC0415
 
     try:
         records = read_records(base)
         rules = load_policy(policy)
         pairs = [_row_pair(text) for text in rows or []]
         if head is None:
-            found = compare_within(records, pairs or pairs_of_trees(records), rules)
+            again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
+            found = compare_within(records, pairs or pairs_of_trees(records), rules, again)
         else:
             found = compare_runs(records, read_records(head), rules, across, pairs)
     except (OSError, ValueError) as error:

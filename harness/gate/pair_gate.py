@@ -23,6 +23,7 @@ from harness.record import Provenance, Record
 from harness.run_directory import RunDirectory
 from harness.suite import Suite, Where
 
+AGAIN = "again"  # beside a gate's records: those of rows that were measured a second time
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
 
 
@@ -62,8 +63,8 @@ class PairGate:
             origins={f"@{tree.label}": tree.origin for tree in self._trees},
             margin=lambda name, case: self._margin(name, case, device),
         )
-        records = self._measure(runner, pairs, origins, self._cases(device))
-        compared = compare_within(records, [pair.names for pair in pairs], self.policy)
+        records, again = self._measure(runner, pairs, origins, self._cases(device))
+        compared = compare_within(records, [pair.names for pair in pairs], self.policy, again)
         return replace(compared, base=self.base.described, head=self.head.described)
 
     @property
@@ -79,12 +80,14 @@ class PairGate:
 
     def _measure(
         self, runner: PairRunner, pairs: Sequence[Pair], origins: dict[str, Provenance], cases: Sequence[Case]
-    ) -> list[Record]:
+    ) -> tuple[list[Record], list[Record]]:
+        """The records of every case; and of what seemed slower, measured again with new processes."""
         measurement = runner.suite.measurement_on(runner.device)
         calls = 2 + measurement.minimum_rounds * (measurement.samples_per_turn + 1)
         guesses = [cost.estimated_seconds(case, 2 * len(pairs), calls, runner.device) for case in cases]
         left_s = self.budget_s
         records: list[Record] = []
+        again: list[Record] = []
         with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
             for position, case in enumerate(cases):
                 if runs.interrupted.is_set():
@@ -93,14 +96,34 @@ class PairGate:
                 runner.suite = paired_suite(self.suite, pairs, share)
                 progress.start_case(position + 1, case.id, sum(guesses[position:]))
                 begin = time.monotonic()
-                taken = runner.run_pairs(case, pairs, progress.note, more=position + 1 < len(cases))
-                taken = [_of_tree(record, origins) for record in taken]
-                self.directory.append(taken)
+                more = position + 1 < len(cases)
+                taken = self._recorded(self.directory, runner.run_pairs(case, pairs, progress.note, more), origins)
                 records += taken
+                if doubtful := self._doubtful(taken, pairs):
+                    progress.note("all", "again", always=True)
+                    second = runner.run_pairs(case, doubtful, progress.note, more)
+                    again += self._recorded(RunDirectory(self.directory.path / AGAIN), second, origins)
                 seconds = time.monotonic() - begin
                 left_s = None if left_s is None else left_s - seconds
                 progress.finish_case(taken, seconds)
+        return records, again
+
+    def _recorded(
+        self, directory: RunDirectory, taken: Sequence[Record], origins: dict[str, Provenance]
+    ) -> list[Record]:
+        records = [_of_tree(record, origins) for record in taken]
+        directory.path.mkdir(parents=True, exist_ok=True)
+        directory.append(records)
         return records
+
+    def _doubtful(self, records: Sequence[Record], pairs: Sequence[Pair]) -> list[Pair]:
+        """Pairs of one case whose head is SLOWER, or whose A/A is off: so may two processes of the same code be."""
+        by_name = {record.implementation: record for record in records}
+        complete = [pair for pair in pairs if set(pair.names) <= by_name.keys()]
+        if not complete:
+            return []
+        rows = compare_within(records, [pair.names for pair in complete], self.policy).rows
+        return [pair for pair, row in zip(complete, rows, strict=True) if row.slower_or_unfit]
 
     def _provenance(self, tree: Tree, machine: dict[str, Any], device: str) -> Provenance:
         return Provenance(
