@@ -1,7 +1,7 @@
 """A baseline: what rows came to on some GPU with some versions, as a file that is kept beside the code and reviewed.
 
-Times are ratios to the GEMM of the same rounds, never milliseconds. Written sorted and with four digits, a line a row,
-so that two runs of the same code change few lines, and a diff shows which.
+Times are ratios to the GEMM of the same rounds, never milliseconds. Written sorted and with four digits, a row's time,
+memory and excesses on a line each, so that a diff shows what changed and nothing else.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class PairGate:
         """
         logs = self.directory.logs
         pairs = pairs_of(self.suite, self.names, self.base.registry(), self.head.registry())
-        machines = {tree.label: _environment(tree, logs / f"{tree.label}.log") for tree in (self.base, self.head)}
+        machines = _environments(self._trees, logs)
         device = runs.choose_device(self.suite, machines["head"])
         if not any(pair.rows for pair in pairs):
             raise UnusableTree(f"neither tree has any of {', '.join(self.names)}")
@@ -137,15 +137,20 @@ class PairGate:
         )
 
 
-def _environment(tree: Tree, log: Path) -> dict[str, Any]:
-    """The machine as the tree's workers see it. Raises UnusableTree if not even that works."""
-    worker = Worker(log, tree.origin)
-    try:
-        return worker.request("environment", _SURVEY_TIMEOUT_S)
-    except WorkerFailure as failure:
-        raise UnusableTree(f"{tree.label}: a worker of {tree.described} cannot start: {failure.reason}") from failure
-    finally:
-        worker.kill()
+def _environments(trees: Sequence[Tree], logs: Path) -> dict[str, dict[str, Any]]:
+    """The machine as each tree's workers see it, by label. Raises UnusableTree if not even that works."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(closing(Worker(logs / f"{tree.label}.log", tree.origin))) for tree in trees]
+        for worker in workers:
+            worker.send("environment")
+        found = {}
+        for tree, worker in zip(trees, workers, strict=True):
+            try:
+                found[tree.label] = worker.receive("environment", _SURVEY_TIMEOUT_S)
+            except WorkerFailure as failure:
+                words = f"{tree.label}: a worker of {tree.described} cannot start: {failure.reason}"
+                raise UnusableTree(words) from failure
+        return found
 
 
 def _of_tree(record: Record, origins: dict[str, Provenance]) -> Record:

@@ -109,8 +109,7 @@ class SimulatedWorker(FakeWorker):
         self.planted = planted if self.name == "ours@head" else Planted()
         self.time_ms = TIMES_MS.get(self.row, 1.0) * (1 + self.planted.slowdown) * self.gpu.bias()
 
-    def request(self, what: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
-        assert what == "environment"
+    def _environment(self) -> dict[str, Any]:
         gpu = {"name": "simulated", "memory_bytes": 139 << 30}
         return {"cuda_available": True, "cpu_cores": 8, "gpu": gpu, "packages": {"torch": "2.11.0"}}
 
