@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
 from harness.analysis.footnotes import plain, shortened, status_words
 from harness.analysis.formats import DASH, mib, ratio, three_places
+from harness.case import Case
 from harness.compare.comparison import Comparison
+from harness.compare.policy import Margins, Policy
 from harness.compare.row import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT, Change, RowComparison
-from harness.compare.side import MEMORY_COLUMNS, Side, memory_words
-from harness.record import Status
+from harness.compare.side import MEMORY_COLUMNS, memory_words
 
 WORDS = {
     0: "no regression",
@@ -37,6 +38,18 @@ def markdown(comparison: Comparison, title: str = "Head against base") -> str:
     lines += [f"- {plain(note)}" for note in comparison.notes]
     faults = list(_faults(comparison))
     return "\n".join([*lines, "", *([*faults, ""] if faults else []), _table(comparison), "", _legend(comparison)])
+
+
+def margins_table(policy: Policy, names: Sequence[str], cases: Sequence[Case]) -> str:
+    """What a policy holds each row on each case to; cases that are held to the same share a line."""
+    lines: dict[tuple[str, ...], int] = {}
+    for name in names:
+        for case in cases:
+            margins = policy.margins(name, case).model_dump()
+            key = (name, *(", ".join(value) if isinstance(value, list) else str(value) for value in margins.values()))
+            lines[key] = lines.get(key, 0) + 1
+    body = [[name, str(count), *values] for (name, *values), count in lines.items()]
+    return tabulate(body, headers=["row", "cases", *Margins.model_fields], tablefmt="pipe", disable_numparse=True)
 
 
 def _faults(comparison: Comparison) -> Iterator[str]:
@@ -137,12 +150,8 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         yield "In parentheses: fails nothing (a CPU's time, or of rows with different statuses)."
     if comparison.controls:
         yield "A/A: a second worker of one row against its first, in the same rounds."
-    if any(row.memory is None and _ran(row.base) and _ran(row.head) for row in comparison.rows):
-        yield "Memory is measured on a GPU only."
-    else:
+    if any(row.memory is not None for row in comparison.rows):
         yield "Bytes: of the peak of forward and backward; MORE if any peak, or what is retained, grew."
+    else:
+        yield "No memory: it is measured on a GPU only."
     yield "Excess: error over that of eager arithmetic; more than the margin beyond both base's and 1 is LESS ACCURATE."
-
-
-def _ran(side: Side | None) -> bool:
-    return side is not None and side.status is Status.OK

@@ -128,6 +128,27 @@ def gate(
     raise typer.Exit(found.exit_code)
 
 
+@app.command(name="policy")
+def show_policy(
+    file: Annotated[Path, typer.Argument(help="policy file")],
+    suite: Annotated[Path | None, typer.Argument(help="suite whose rows and cases it is for")] = None,
+) -> None:
+    """Checks a policy file and, with a suite, prints what each row is held to; imports no torch."""
+    from harness.compare.policy_file import load_policy  # noqa: PLC0415  (tabulate is for reading only)
+    from harness.compare.table import margins_table  # noqa: PLC0415
+
+    try:
+        if suite is None:
+            typer.echo(f"{file}: ok; rules: {len(load_policy(file).rules)}")
+            return
+        rows = load_suite(suite)
+        rules = _policy_for(file, rows, Where())
+        cases = [case for device in rows.devices for case in rows.cases_on(device)]
+        typer.echo(margins_table(rules, [row.name for row in rows.implementations], cases))
+    except ValueError as error:
+        _fail(str(error))
+
+
 def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy: Path | None) -> NoReturn:
     from harness.analysis.frame import read_records  # noqa: PLC0415
     from harness.compare.policy_file import load_policy  # noqa: PLC0415

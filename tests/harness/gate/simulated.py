@@ -1,6 +1,6 @@
 """Gates on a simulated GPU: the whole of `gate --pair`, with workers that answer at once and a clock that misbehaves.
 
-`python -m tests.harness.gate.simulated 1000` gives the rates that docs/gating.md states.
+`python -m tests.harness.gate.simulated 1000 A/A` gives the rates in docs/gating.md; without a name those of all plants.
 """
 
 from __future__ import annotations
@@ -190,5 +190,5 @@ if __name__ == "__main__":
         "A/A, processes 1 % apart": Planted(process_bias=0.01),
     }
     for model_name, noise_model in MODELS.items():
-        for plant_name, plant in plants.items():
+        for plant_name, plant in plants.items() if len(sys.argv) == 2 else [(sys.argv[2], plants[sys.argv[2]])]:
             print(f"{model_name}; {plant_name}: {dict(exit_codes(noise_model, int(sys.argv[1]), plant))}", flush=True)

@@ -90,7 +90,7 @@ def test_more_memory_cannot_be_seen_on_a_cpu_and_the_table_says_so(tmp_path: Pat
     code, out, err = gate(laid_out(tmp_path, HUNGRY, "memory, agreement"))
     assert code == 0, err
     assert "## Gate of toy: no regression (exit 0)" in out
-    assert "Memory is measured on a GPU only." in out
+    assert "No memory: it is measured on a GPU only." in out
 
 
 def test_a_head_that_takes_ten_times_as_long(tmp_path: Path) -> None:
@@ -143,6 +143,20 @@ def test_mistakes_in_a_policy_stop_a_gate_before_it_begins(tmp_path: Path) -> No
     assert (code, out) == (2, "")
     assert f"{policy}:3: rules.0.implementation: 'ty' is none of the rows, did you mean 'toy'?" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_shows_what_each_row_is_held_to(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "name: x\nrules:\n  - {implementation: ours, where: {softcap: 30.0}, time_margin: 0.1, reason: r}\n"
+    )
+    assert harness("policy", policy).stdout.replace("\n", "") == f"{policy}: ok; rules: 1"
+    lines = [line.split("|")[1:5] for line in harness("policy", policy, "suites/gemma2.yaml").stdout.splitlines()]
+    shown = [[cell.strip() for cell in line][:3] for line in lines]
+    assert ["ours", "2", "0.1"] in shown and ["ours", "5", "0.015"] in shown and ["baseline", "7", "0.015"] in shown
+    policy.write_text("name: x\ntime_margin: none\n")
+    wrong = harness("policy", policy)
+    assert wrong.returncode == 2 and f"{policy}:2: time_margin: should be a valid number" in wrong.stderr
 
 
 def test_real_records_can_be_compared() -> None:
