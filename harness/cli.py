@@ -1,7 +1,7 @@
 """The command line. Progress goes to stderr, results to stdout.
 
-Exit codes: 0 ok; 2 usage or suite error; 3 an implementation disagrees; 4 unexpected failure of a cell; 5 unfit
-environment; 130 interrupted or out of budget (continue with --resume).
+Exit codes: 0 ok; 1 regression; 2 usage or suite error; 3 an implementation disagrees; 4 unexpected failure of a cell;
+5 unfit environment; 6 inconclusive; 130 interrupted or out of budget (continue with --resume). 1 and 6: compare, gate.
 """
 
 from __future__ import annotations
