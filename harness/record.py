@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from harness.case import Case
+from harness.checks import Checks, Diagnostics
 
 Milliseconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
@@ -90,6 +91,14 @@ class Probes(_Frozen):
         return self
 
 
+class PeakBlock(_Frozen):
+    """Blocks of the allocator that were live at the peak of forward + backward and came from one place in the code."""
+
+    bytes: Bytes  # of all of them
+    count: int
+    frames: list[str]  # file:line function, the innermost first; empty where no Python was running
+
+
 class Memory(_Frozen):
     """Allocator peaks above what was live before the call: inputs, flush buffer and cuBLAS workspace do not count."""
 
@@ -98,6 +107,10 @@ class Memory(_Frozen):
     bwd_peak_bytes: Bytes  # above what was live before the backward, so without what the forward retained
     fwd_bwd_peak_bytes: Bytes  # above what was live before the forward: what a training step must find free
     retained_bytes: Bytes  # live between forward and backward: saved tensors and the loss
+    leaked_bytes: Bytes | None = None  # live after forward and backward with their gradients dropped, and not before
+    reserved_growth_bytes: Bytes | None = None  # of torch's allocator in forward + backward: what it took of the device
+    device_growth_bytes: Bytes | None = None  # of the device's used memory at the same time, by NVML
+    peak_blocks: list[PeakBlock] = []  # the largest, if the suite asks for attribution
 
 
 class Agreement(_Frozen):
@@ -118,6 +131,9 @@ class Agreement(_Frozen):
     grad_input_row_error_p99: float | None = None  # 99th percentile over rows of norm(row error) / norm(row)
     grad_weight_row_error_p99: float | None = None
     sampled_rows: int | None = None  # rows of dC the oracle covered; None if all
+    diagnostics: Diagnostics | None = None
+    eager_diagnostics: Diagnostics | None = None  # the same of eager arithmetic, to read them by
+    checks: Checks | None = None
     figures: dict[str, float] = {}  # what the implementation says of itself for this case; shown, not judged
     failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
 

@@ -124,7 +124,7 @@ def device_bytes(device: str, machine: dict[str, Any]) -> int:
 def estimates(plan: Plan, cases: Sequence[Case]) -> list[float]:
     """Guessed seconds of each case; see `harness.cost`."""
     measurement = plan.suite.measurement_on(plan.device)
-    calls = 2  # to settle, and for agreement
+    calls = 10  # to settle, and eight for agreement
     if "time" in measurement.phases:
         calls += measurement.minimum_rounds * (measurement.samples_per_turn + 1)
     return [cost.estimated_seconds(case, len(plan.implementations), calls, plan.device) for case in cases]

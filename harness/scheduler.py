@@ -106,7 +106,8 @@ class CaseRunner:
                 self._settle(case, [*rows, *companions], notice)
             if "memory" in self._phases and self.device == "cuda":
                 for row in self._active(rows, "memory", notice):
-                    if (answer := row.ask("memory", self._timeout_s)) is not None:
+                    answer = row.ask("memory", self._timeout_s, attribute="attribution" in self._phases)
+                    if answer is not None:
                         row.memory = Memory.model_validate(answer)
             if "time" in self._phases:
                 reference = guest or next((r for r in rows if r.name == self.suite.reference and r.timed), None)

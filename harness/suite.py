@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -28,13 +28,13 @@ from implementations.registry import LOWER_BOUND, REGISTRY, known_names
 
 MINIMUM_SAMPLES = 20  # below this a median's 95 % interval is most of the range; fewer are never reported
 
-Phase = Literal["memory", "time", "agreement"]
+Phase = Literal["memory", "time", "agreement", "attribution"]  # the last is optional: of the memory phase
 Device = Literal["cuda", "cpu", "auto"]
 # "any", or a value of Status; spelt out so that a wrong one gets one message with all that is allowed
 ExpectedStatus = Literal[
     "any", "ok", "disagrees", "impossible", "out_of_memory", "timeout", "crashed", "unsupported", "unavailable"
 ]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+USUAL_PHASES: tuple[Phase, ...] = ("memory", "time", "agreement")
 
 
 def as_list(value: Any) -> Any:
@@ -167,7 +167,7 @@ class SuiteImplementation(_Model):
 class Measurement(_Model):
     """How rows are measured. A turn is one untimed call and then `samples_per_turn` timed ones."""
 
-    phases: Annotated[list[Phase], Field(min_length=1)] = list(PHASES)
+    phases: Annotated[list[Phase], Field(min_length=1)] = list(USUAL_PHASES)
     minimum_rounds: Annotated[int, Field(ge=1)] = 10
     samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
     target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the 95 % interval of the ratio / the ratio

@@ -107,6 +107,7 @@ class Implementation:
         compare with others'; a function of the case where it depends on it.
     uses_triton: on a CPU its kernels run in the Triton interpreter, whose times mean nothing and are not reported.
     skips_work: it may leave out part of the arithmetic (a filter), so a time below that of its products is possible.
+    deterministic: it claims that two calls on the same tensors give the same bits; the harness holds it to that.
     autotunes: its first calls may time kernels in order to choose one, or take memory for whole logits, so that the GPU
         must be theirs alone. Rows for which neither is true compile beside each other.
     """
@@ -118,6 +119,7 @@ class Implementation:
     uses_triton: bool = False
     skips_work: bool = False
     autotunes: bool = True
+    deterministic: bool | Callable[[Case], bool] = False
 
 
 def as_implementation(candidate: Any) -> Implementation:

@@ -66,8 +66,8 @@ def fused_in_forward(case: Case) -> bool:
 class OwnLoss:
     """The loss function of a preset. One module for each setting, which keeps the vocabulary order of its head."""
 
-    def __init__(self, preset: str) -> None:
-        self._settings = PRESETS[preset]
+    def __init__(self, preset: str, **options: Any) -> None:
+        self._settings = PRESETS[preset] | options
         self._modules: dict[tuple[object, ...], LinearCrossEntropyLoss] = {}
 
     def __call__(
@@ -127,9 +127,17 @@ class OwnLoss:
 def _ours(preset: str) -> Implementation:
     settings = PRESETS[preset]
     models = settings["gradient"] == "auto"
+
+    def build() -> OwnLoss:
+        return OwnLoss(preset)
+
+    def build_with_a_knob(gradient_tolerance: float | None = None) -> OwnLoss:
+        return OwnLoss(preset, gradient_tolerance=gradient_tolerance)
+
     return Implementation(
-        build=lambda: OwnLoss(preset),
+        build=build_with_a_knob if models else build,
         grads_in_forward=fused_in_forward if settings.get("fused") else False,
+        deterministic=settings["gradient"] == "exact",
         skips_work=models or (settings["gradient"] == "filtered" and settings.get("filter_eps", 1) is not None),
         autotunes=False,
     )

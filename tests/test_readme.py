@@ -47,6 +47,30 @@ def test_the_table_is_in_the_records() -> None:
     assert [row.implementation for row in measured.values() if not row.analytic] == []  # no row is left out
 
 
+HEADS = re.compile(r"<!-- heads from (\S+); .*?-->\n((?:\|.*\n)+)")
+
+
+def test_the_heads_are_in_the_records() -> None:
+    ((directory, table),) = HEADS.findall(README)
+    rows = list(Rows(read_records(Path(directory))))
+    lines = table.splitlines()[2:]
+    assert len(lines) == len({row.vocab_size for row in rows})  # no head is left out
+    for line in lines:
+        head, *shown = cells(line)
+        sizes = [int(number) for number in re.findall(r"[VD] (\d+)", head)]
+        of = {row.implementation: row for row in rows if [row.vocab_size, row.hidden_size] == sizes}
+        ours, exact, eager = of["ours"], of["ours-exact"], of["baseline"]
+        assert ours.status == exact.status == eager.status == "ok"
+        measured = (
+            ours.fwd_bwd_ms, ours.fwd_bwd_gemms, exact.fwd_bwd_gemms, eager.fwd_bwd_gemms,
+            ours.fwd_bwd_peak_bytes / 2**20, eager.fwd_bwd_peak_bytes / 2**20,
+            ours.grad_input_excess, ours.grad_weight_excess,
+        )  # fmt: skip
+        for text, value in zip((*shown[:-1], *shown[-1].split(" / ")), measured, strict=True):
+            digits = Decimal(text).as_tuple().exponent
+            assert float(text) == pytest.approx(value, abs=0.5001 * 10**digits), (head, text)
+
+
 def test_every_loss_of_that_table_is_right() -> None:
     ((directory, case, _),) = ORIGIN.findall(README)
     judged = [r.agreement for r in read_records(Path(directory)) if r.case_id == case and r.agreement]

@@ -41,11 +41,12 @@ def _in_words(traces: Sequence[Times]) -> str:
     if power:
         parts.append(f"power up to {max(power):.0f} W")
     if reasons:
-        parts.append(_throttling(reasons))
+        parts.append(bits_in_words(reasons))
     return ", ".join(parts)
 
 
-def _throttling(reasons: Sequence[int]) -> str:
+def bits_in_words(reasons: Sequence[int]) -> str:
+    """NVML's throttle bits of some samples: `not throttled`, or which bits in what share of them."""
     throttled = [bits for bits in reasons if bits & ~IDLE]  # an idle GPU lowers its clocks, and is not throttled
     idle = sum(bits == IDLE for bits in reasons)
     words = "not throttled"

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from statistics import median
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from harness import cost
 from harness.analysis.statistics.bootstrap import Interval
@@ -90,6 +90,8 @@ class Row:
     grad_input_row_error_p99: float | None
     grad_weight_row_error_p99: float | None
     sampled_rows: int | None
+    diagnostics: dict[str, JsonValue]  # how the gradients are off; empty in records from before
+    checks: dict[str, JsonValue]
     figures: dict[str, float]  # what the implementation says of itself
     first_call_s: float | None
     settle_s: float | None
@@ -195,6 +197,8 @@ def to_row(record: Record, statistics: RowStatistics | None = None) -> Row:
         grad_input_row_error_p99=_error(record.agreement, "grad_input_row_error_p99"),
         grad_weight_row_error_p99=_error(record.agreement, "grad_weight_row_error_p99"),
         sampled_rows=record.agreement.sampled_rows if record.agreement else None,
+        diagnostics=_nested(record.agreement.diagnostics if record.agreement else None),
+        checks=_nested(record.agreement.checks if record.agreement else None),
         figures=record.agreement.figures if record.agreement else {},
         first_call_s=times.first_call_s,
         settle_s=times.settle_s,
@@ -232,6 +236,10 @@ def _floors(record: Record) -> Floors:
 
 def _per_ms(amount: float | None, time_ms: float | None) -> float | None:
     return amount / time_ms if amount is not None and time_ms else None
+
+
+def _nested(model: BaseModel | None) -> dict[str, JsonValue]:
+    return model.model_dump(mode="json") if model is not None else {}
 
 
 def _memory(memory: Memory | None, name: str) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from harness.analysis.agreement_table import agreement_details
 from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
 from harness.analysis.formats import (
     DASH,
@@ -22,6 +23,7 @@ from harness.analysis.formats import (
     three_places,
 )
 from harness.analysis.legend import IN_FORWARD, legend
+from harness.analysis.memory_claims import Growth, claims_table
 from harness.analysis.row import Row
 from harness.analysis.rows import Rows
 from harness.case import Case
@@ -64,8 +66,8 @@ def by_setting(records: Sequence[Record]) -> dict[Case, list[Record]]:
     return settings
 
 
-def section(records: Sequence[Record], rows: Rows) -> list[str]:
-    """The lines of one setting: heading, table, what the table's marks mean. `rows` may hold other settings' too."""
+def section(records: Sequence[Record], rows: Rows, fitted: Sequence[Growth] = ()) -> list[str]:
+    """The lines of one setting: heading, table, what its marks mean. `rows` and `fitted` growth are the whole run's."""
     case, notes = records[0].case, Footnotes()
     table = tabulate(
         _body(records, rows, notes),
@@ -74,7 +76,8 @@ def section(records: Sequence[Record], rows: Rows) -> list[str]:
         colalign=["left", *["right"] * (len(HEADERS) - 2), "left"],
         disable_numparse=True,
     )
-    return [f"## {setting(case)}", "", table, "", *legend(records, rows), *notes.lines(), "", *_figures(records, rows)]
+    lines = [f"## {setting(case)}", "", table, "", *legend(records, rows), *notes.lines(), ""]
+    return [*lines, *agreement_details(records), *claims_table(records, fitted), *_figures(records, rows)]
 
 
 def _figures(records: Sequence[Record], all_rows: Rows) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.analysis.grid import agreement_tables, is_agreement_only, summary_table
 from harness.analysis.heading import heading
+from harness.analysis.memory_claims import growth_section, growths
 from harness.analysis.rows import Rows
 from harness.analysis.section import by_setting, section
 from harness.record import Record
@@ -25,6 +26,8 @@ def markdown_report(records: Sequence[Record], coverage: Sequence[str] = ()) -> 
         settings, rows = by_setting(records), Rows(records)
         if len(settings) > 1 and any(row.fwd_bwd_gemms for row in rows):
             lines += ["## Overview: fwd+bwd time in GEMMs", "", summary_table(records, rows), ""]
+        fitted = growths(records)
         for group in settings.values():
-            lines += section(group, rows)
+            lines += section(group, rows, fitted)
+        lines += growth_section(records)
     return "\n".join(lines).rstrip("\n")

@@ -40,7 +40,7 @@ class ParityRow:
     loss_yardstick: Gap | None
     grad_norm_gap: Gap | None
     grad_norm_yardstick: Gap | None
-    step_ms: float | None  # medians over the warm steps
+    step_ms: float | None  # medians over the warm steps; of a run apart only, if there is one
     tokens_per_s: float | None
     peak_bytes: int | None  # the largest of the warm steps
 
@@ -59,14 +59,16 @@ def largest_gap(curve: TrainedCurve | None, reference: TrainedCurve | None, name
 def parity_rows(curves: Sequence[TrainedCurve]) -> list[ParityRow]:
     """A row for every curve that has steps, in the order of `curves`."""
     rows = []
+    timed_apart = any(curve.quiet for curve in curves)
     for curve in curves:
         if not curve.steps:
             continue
         baseline = find(curves, BASELINE, curve.label_smoothing)
         yardstick = find(curves, YARDSTICK, curve.label_smoothing)
         compared = curve if curve is not baseline else None
-        warm = [step for step in curve.quiet or curve.steps if step.warm]
-        peaks = [step.peak_bytes for step in warm if step.peak_bytes is not None]
+        # a step's memory does not mind who shares the machine, its time does
+        warm = [step for step in (curve.quiet if timed_apart else curve.steps) if step.warm]
+        peaks = [step.peak_bytes for step in warm or curve.steps if step.warm and step.peak_bytes is not None]
         rows.append(
             ParityRow(
                 loss=curve.loss,

@@ -72,8 +72,8 @@ def _legend(curves: Sequence[TrainedCurve]) -> list[str]:
     if apart:
         steps = max(len(curve.quiet) for curve in curves)
         lines.append(
-            f"Time and memory of {apart} curves are of a run apart of at most {steps} steps, with nothing else on the "
-            "machine; their own steps shared it with other trainings, which a loss does not mind."
+            f"Times, of {apart} curves, are of a run apart of at most {steps} steps, with nothing else on the machine; "
+            "the curves themselves shared it with other trainings, which losses and memory do not mind."
         )
     if missing:
         listed = ", ".join(f"{beta:g}" for beta in missing)

@@ -38,6 +38,14 @@ class Gradients(NamedTuple):
     grad_bias: Tensor | None  # (V,)
 
 
+class EagerPass(NamedTuple):
+    """What eager arithmetic computes for a case."""
+
+    gradients: Gradients
+    token_loss: Tensor  # (N,) in fp32, 0 where ignored
+    rounding_energy: float  # sum_n norm(input_n)**2 norm(dz_n)**2: what independent roundings of dz leave in sum_v dC_v
+
+
 @dataclass(frozen=True)
 class EagerErrors:
     """Scale-free errors of eager arithmetic; None where the quantity does not exist or is not finite."""
@@ -51,16 +59,21 @@ class EagerErrors:
 
 def eager_gradients(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int) -> Gradients:
     """Gradients of eager arithmetic; of grad_weight only `weight_rows` (R,) where given."""
-    return _eager(case, tensors, weight_rows, memory_budget_bytes)[0]
+    return eager_pass(case, tensors, weight_rows, memory_budget_bytes).gradients
 
 
 def eager_errors(case: Case, tensors: Tensors, oracle: Oracle, memory_budget_bytes: int) -> EagerErrors:
-    """How far eager arithmetic is from the oracle, on the rows that the oracle covers.
+    """How far eager arithmetic is from the oracle, on the rows that the oracle covers."""
+    return errors_of(eager_pass(case, tensors, oracle.weight_rows, memory_budget_bytes), case, oracle)
+
+
+def errors_of(passed: EagerPass, case: Case, oracle: Oracle) -> EagerErrors:
+    """How far a pass over the oracle's rows is from the oracle.
 
     The loss error of one draw may cancel by chance; so it is at least what independent errors of its size per token
     would add up to, the norm of the tokens' errors. For reduction none it is the largest token's.
     """
-    gradients, token_loss = _eager(case, tensors, oracle.weight_rows, memory_budget_bytes)
+    gradients, token_loss, _ = passed
     scale = loss_scale(case, oracle)
     difference = token_loss.double() - oracle.token_loss
     if case.reduction == "none":
@@ -84,11 +97,14 @@ def _finite(error: float | None) -> float | None:
     return error if error is not None and error < float("inf") else None  # nan compares false
 
 
+def most_tokens(dtype: torch.dtype) -> int:
+    """Tokens of the largest chunk."""
+    return _MOST_TOKENS[dtype]
+
+
 @torch.no_grad()
-def _eager(
-    case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int
-) -> tuple[Gradients, Tensor]:
-    """The gradients, and the loss of each token (N,) in fp32, 0 where ignored."""
+def eager_pass(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int) -> EagerPass:
+    """Eager arithmetic's gradients and losses; of grad_weight only `weight_rows` (R,) where given."""
     device, dtype = tensors.input.device, tensors.input.dtype
     tokens, hidden_size, vocab_size = case.tokens, case.hidden_size, case.vocab_size
     rows = vocab_size if weight_rows is None else weight_rows.numel()
@@ -100,6 +116,7 @@ def _eager(
     grad_weight = torch.zeros(rows, hidden_size, dtype=torch.float32, device=device)
     grad_bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
     token_loss = torch.empty(tokens, dtype=torch.float32, device=device)
+    energy = torch.zeros((), dtype=torch.float64, device=device)
     upstream = token_gradients(case, tensors, torch.float32)
     whole = [slice(0, vocab_size)]
     vocabulary = slices(vocab_size, _FP32 * hidden_size) if converts(tensors.linear_weight, torch.float32) else whole
@@ -108,6 +125,8 @@ def _eager(
             chunk = slice(start, min(start + step, tokens))
             token_loss[chunk], dz = _chunk(case, tensors, chunk, upstream[chunk])
             rounded_input = tensors.input[chunk]
+            input_norm, dz_norm = (torch.linalg.vector_norm(t, dim=1, dtype=torch.float32) for t in (rounded_input, dz))
+            energy += (input_norm.double() * dz_norm).square().sum()
             rows_of_input = torch.zeros(rounded_input.shape, dtype=torch.float32, device=device)
             for part in vocabulary:
                 rows_of_input += product(dz[:, part], tensors.linear_weight[part], torch.float32)
@@ -119,7 +138,7 @@ def _eager(
                 grad_bias += dz.sum(0, dtype=torch.float32)
             del dz, wanted
     rounded_bias = grad_bias.to(dtype) if case.linear_bias else None
-    return Gradients(grad_input, grad_weight.to(dtype), rounded_bias), token_loss
+    return EagerPass(Gradients(grad_input, grad_weight.to(dtype), rounded_bias), token_loss, float(energy))
 
 
 def _chunk(case: Case, tensors: Tensors, chunk: slice, upstream: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,13 +63,19 @@ def checksum(tensors: Tensors) -> str:
     an odd factor maps no difference to zero, and integer sums do not depend on their order. Only the sums leave the
     device.
     """
-    digest = hashlib.sha256()
-    for field in fields(tensors):
-        tensor = getattr(tensors, field.name)
-        if tensor is not None:
-            described = f"{field.name} {tensor.dtype} {tuple(tensor.shape)} {_weighted_sum(tensor.detach())}\n"
-            digest.update(described.encode())
-    return digest.hexdigest()[:16]
+    described = "".join(f"{name} {digest}\n" for name, digest in digests(tensors).items())
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def digests(tensors: Tensors) -> dict[str, str]:
+    """The digest of each tensor, by its name: which of them has changed."""
+    present = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
+    return {name: bit_digest(tensor.detach()) for name, tensor in present.items() if tensor is not None}
+
+
+def bit_digest(tensor: Tensor) -> str:
+    """dtype, shape and a sum over every bit of `tensor`: different if any single element differs."""
+    return f"{tensor.dtype} {tuple(tensor.shape)} {_weighted_sum(tensor)}"
 
 
 def _weighted_sum(tensor: Tensor) -> int:

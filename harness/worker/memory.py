@@ -25,6 +25,7 @@ def measure_memory(call: Call, device: torch.device) -> Memory:
     fwd_no_grad_peak = torch.cuda.max_memory_allocated(device) - before
     del loss
 
+    held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     loss = call.forward()
     torch.cuda.synchronize(device)
@@ -43,4 +44,5 @@ def measure_memory(call: Call, device: torch.device) -> Memory:
         bwd_peak_bytes=bwd_peak - retained,
         fwd_bwd_peak_bytes=max(fwd_peak, bwd_peak),
         retained_bytes=retained,
+        leaked_bytes=max(0, torch.cuda.memory_allocated(device) - held),
     )

@@ -11,7 +11,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,22 @@ from pydantic import JsonValue
 from harness.case import Case
 from harness.cost import gradient_floor_bytes
 from harness.worker import environment, probes, timing
-from harness.worker.agreement import agree
+from harness.worker.attribution import peak_blocks
 from harness.worker.call import Call
+from harness.worker.capacity import largest_fits
 from harness.worker.device import free_bytes, limit_memory, release_cached_memory, synchronize
-from harness.worker.eager import EagerErrors, eager_errors
 from harness.worker.failure import Unavailable
-from harness.worker.inputs import checksum, draw
+from harness.worker.gpu_now import gpu_now
+from harness.worker.growth import device_growth
+from harness.worker.inputs import checksum, digests, draw
+from harness.worker.judging import judge
 from harness.worker.memory import measure_memory
 from harness.worker.oracle import oracle
 from harness.worker.statistics import input_statistics
+from harness.worker.yardstick import ORACLE_SHARE, Yardstick, yardstick
 from implementations.contract import Implementation
 from implementations.registry import REGISTRY, load
 
-_ORACLE_SHARE = 0.6  # of the free memory; the rest stays for the gradients that are compared
 _PRODUCTS_A_SAMPLE = {"cuda": 4, "cpu": 1}  # no-grad forward 1, forward 1, backward 2; a CPU's clock is not of interest
 _COPIES_A_SAMPLE = 4
 _PROBE_SHARE = 8  # the GEMM's output takes at most this fraction of the device's memory, 1/8
@@ -56,6 +58,8 @@ class Sessions:
             "available": available,
             "supported": supported,
             "options_mistake": options_mistake,
+            "gpu_now": gpu_now,
+            "largest_fits": largest_fits,
             "open": self._open,
             "open_referee": self._open_referee,
         }
@@ -168,7 +172,7 @@ class ImplementationSession:
         self.implementation = load(path)
         self.tensors = draw(self.case, self.device)
         self.call = Call(build(self.implementation, options), self.case, self.tensors)
-        self.checksum = checksum(self.tensors)
+        self.checksum, self.intact = checksum(self.tensors), digests(self.tensors)
         for tensor in self.call.differentiated:
             tensor.requires_grad_(True)
         self.watch = timing.stopwatch(self.device)
@@ -191,8 +195,11 @@ class ImplementationSession:
         self._yield_device()
         return {"first_call_s": first_call_s, "settle_s": settle_s}
 
-    def memory(self) -> Answer:
-        answer = measure_memory(self.call, self.device).model_dump()
+    def memory(self, attribute: bool = False) -> Answer:
+        growth = device_growth(self.call, self.device, self.nvml)  # first: it needs an allocator that holds nothing
+        answer = measure_memory(self.call, self.device).model_dump() | growth
+        if attribute:
+            answer["peak_blocks"] = [block.model_dump() for block in peak_blocks(self.call, self.device)]
         self._yield_device()
         return answer
 
@@ -215,31 +222,13 @@ class ImplementationSession:
         return dict(taken)
 
     def agree(self, eager: dict[str, Any], max_excess: float) -> Answer:
-        """Compares loss and gradients of one call with the oracle."""
+        """Compares loss and gradients with the oracle, and calls with each other. `eager`: the referee's yardstick."""
         self.call.clear_gradients()
         figures = self.call.figures()
-        self.call.clear_gradients()
-        no_grad_loss = self.call.forward_no_grad()
-        loss = self.call.checked_forward()
-        self.call.backward(loss)
-        loss = loss.detach()
-        synchronize(self.device)
-        gradients = [tensor.grad for tensor in self.call.differentiated]
-        self.call.clear_gradients()
-        grad_bias = gradients[2] if self.tensors.linear_bias is not None else None
-        for tensor in self.call.differentiated:
-            tensor.requires_grad_(False)
-        release_cached_memory(self.device)
-        spoilt = checksum(self.tensors) != self.checksum
-        inputs = draw(self.case, self.device) if spoilt else self.tensors
-        reference = EagerErrors(**eager)
-        budget = int(_ORACLE_SHARE * free_bytes(self.device))
-        truth = oracle(self.case, inputs, budget, sampled=reference.sampled)
-        gradients_given = (gradients[0], gradients[1], grad_bias)
-        judged = agree(self.case, loss, gradients_given, truth, reference, max_excess, no_grad_loss)
+        claims = self.implementation.deterministic
+        claimed = claims(self.case) if callable(claims) else claims
+        judged = judge(self.call, self.intact, claimed, Yardstick.model_validate(eager), max_excess)
         answer: Answer = judged.model_dump() | {"figures": figures}
-        if spoilt:
-            answer["failures"] = [*judged.failures, "the call changed its inputs"]
         return answer
 
     def _yield_device(self) -> None:
@@ -297,8 +286,8 @@ class RefereeSession:
 
     def eager_errors(self) -> Answer:
         # a worker holds its gradients beside the oracle, and has to cover the same rows
-        budget = int(_ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
+        budget = int(ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
         truth = oracle(self.case, self.tensors, budget)
-        errors = eager_errors(self.case, self.tensors, truth, int(_ORACLE_SHARE * free_bytes(self.device)))
-        answer: Answer = asdict(errors)
+        measured_by = yardstick(self.case, self.tensors, truth, int(ORACLE_SHARE * free_bytes(self.device)))
+        answer: Answer = measured_by.model_dump()
         return answer

@@ -20,10 +20,11 @@ from kernels.linear_cross_entropy.vocabulary_order import (
 ORDERS = ("auto", "tree", "average-logit", "none")
 GROUP_TOKENS = 1024  # 8 blocks of tokens: one in eight at most is shared with a neighbour
 # Of all pairs: what an order must leave out to be worth its cost, a packed copy of C in the forward and scattered rows
-# in the backward (0.15 to 0.25 of a forward at 10 forwards for all pairs; docs/kernel-notes.md).
+# of dC (together 0.16 to 0.24 of a GEMM on a Gemma-2 head, where all pairs would take 10; docs/kernel-notes.md).
 WORTH = 0.02
 STATE = ("order", "centres", "_head", "_age")
-# Forwards. On a Gemma-2 head an order takes about 35 ms, two forwards: here 0.4 % of each, and weights move slowly.
+# Forwards. An order and the look at its worth took 28 to 78 ms on six heads (reports/models-h200): over so many steps
+# 0.3 to 1.2 % of each, and weights move slowly.
 INTERVAL = 500
 
 

@@ -182,7 +182,8 @@ def test_list_says_what_is_available_and_why_not(suite: Path) -> None:
 
 # what each package may import; harness runs losses through implementations, and looks at vocabulary orders of kernels
 PACKAGES = {"kernels": set(), "implementations": {"kernels"}, "harness": {"implementations", "kernels"}}
-COMPUTING = {"worker", "training", "capture", "calibration"}  # the parts of harness that may import torch
+# the parts of harness that may import torch; what selftest plants runs in workers
+COMPUTING = {"worker", "training", "capture", "calibration", "planted.py"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

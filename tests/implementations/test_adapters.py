@@ -209,6 +209,13 @@ def test_an_unknown_option_is_named(name: str) -> None:
         implementation(name).build(blocks=3)
 
 
+def test_ours_has_a_knob_where_gradients_are_modelled() -> None:
+    built = load(REGISTRY["ours"]).build(gradient_tolerance=0.01)
+    assert built._settings == {"gradient": "auto", "gradient_tolerance": 0.01}
+    with pytest.raises(TypeError, match="gradient_tolerance"):
+        load(REGISTRY["ours-exact"]).build(gradient_tolerance=0.01)
+
+
 @pytest.mark.parametrize("chunks", [0, -1, True, "8"])
 def test_a_wrong_number_of_chunks_is_named(chunks: Any) -> None:
     with pytest.raises(ValueError, match="chunks"):

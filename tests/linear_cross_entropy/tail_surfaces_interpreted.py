@@ -283,3 +283,17 @@ def test_an_order_is_kept_only_where_it_leaves_fewer_pairs(corrected_on_cpu: Non
         assert (module.vocabulary_order is not None) == expected
         module.refresh_order(problem.input, weight)  # which has no targets to see its worth by
         assert module.vocabulary_order is not None
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_what_a_softcap_keeps_comes_out_of_the_scratch(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathered dz takes GATHER_BYTES and as much as dE, less the two statistics, centres and pulls of a softcap."""
+    problem = make_problem("zipf", 150, 40, 900, beta=0.1, softcap=softcap)
+    blocks: list[int] = []
+    monkeypatch.setattr(steps, "GATHER_BYTES", 600_000)
+    monkeypatch.setattr(steps, "LEAST_GATHER_BYTES", 0)
+    monkeypatch.setattr(steps, "plan_blocks", lambda first, most: blocks.append(most) or plan_blocks(first, most))
+    run(problem, per_token(problem))
+    T, itemsize = 8, problem.input.element_size()
+    kept = 2 * 2 * T * 150 + T * 40 * (itemsize + 4) if softcap else 0
+    assert blocks == [(600_000 + problem.input.nbytes - kept) // (64 * TILE * itemsize)]

@@ -11,6 +11,7 @@ from harness.analysis.pictures.ratios import ratios
 from harness.analysis.pictures.rounds import rounds
 from harness.analysis.pictures.scaling import memory_scaling, time_scaling
 from harness.analysis.pictures.smoothing import label_smoothing
+from harness.analysis.pictures.time_error import time_error
 from harness.analysis.pictures.time_memory import time_memory
 from harness.calibration.figure_file import save_figure
 from harness.record import Record
@@ -18,6 +19,7 @@ from harness.record import Record
 FOLDER = "pictures"
 DRAWERS: tuple[Callable[[Sequence[Record]], Picture | Skipped], ...] = (
     time_memory,
+    time_error,
     time_scaling,
     memory_scaling,
     label_smoothing,
@@ -26,6 +28,7 @@ DRAWERS: tuple[Callable[[Sequence[Record]], Picture | Skipped], ...] = (
 )
 TITLES = {  # by stem, in the order of DRAWERS: what a picture shows, also to those who cannot see it
     "time-memory": "Time against memory: fwd+bwd ms over peak MiB, the front of the rows that agree, and the floors",
+    "time-error": "Time against error: GEMMs over the larger excess of dE and dC, a line through one with a knob",
     "scaling-time": "How fwd+bwd time grows with N, D and V, with the fitted exponents",
     "scaling-memory": "How the fwd+bwd peak grows with N, D and V, with the fitted exponents",
     "label-smoothing": "fwd+bwd time against the label smoothing β, with the change from the smallest β to the largest",

@@ -36,8 +36,8 @@ from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
-# lengths, and every launch ends with its longest.
-GATHER_BYTES = 32 * 2**20
+# lengths, and every launch ends with its longest. What only a softcap needs comes out of it.
+GATHER_BYTES, LEAST_GATHER_BYTES = 32 * 2**20, 24 * 2**20
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def gradients(
     total, pairs = first_block[-1], problem.tokens * model.tiles
     too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
     dense_path = method.choose and too_many
-    if not certified:  # 1/80 of dC that is not needed any more
+    if not certified:  # N / 256 D of dC, that is not needed any more
         routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
     stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
     if dense_path:
@@ -92,7 +92,9 @@ def gradients(
     tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
-    scratch = GATHER_BYTES + problem.input.nbytes
+    of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
+    scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_softcap if t is not None)
+    scratch = max(scratch, LEAST_GATHER_BYTES)
     ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
     sizes = [first_block[stop] - first_block[start] for start, stop in ranges]
     dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)

@@ -6,7 +6,7 @@ from three sums over the tile as it stands in registers: of e, e^2 and e q. Unde
 the tile, weighted by p (`mass_slope`) and not weighted (`mean_slope`).
 
 No running normalisation: a tile needs no other. lse is the log-sum-exp over T numbers, in a second kernel. The logits
-are never written; what is, is 6 bytes a token and tile (10 under a softcap), 1/40 of fp32 logits at a tile of 256.
+are never written; what is, is 6 bytes a token and tile (10 under a softcap), 1/170 (1/100) of fp32 logits at 256.
 """
 
 from dataclasses import dataclass

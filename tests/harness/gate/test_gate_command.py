@@ -176,4 +176,4 @@ def test_a_baseline_is_written_and_held_to(tmp_path: Path) -> None:
     assert file.read_text() == first
     held = harness("gate", "reports/models-h200", "--baseline", file)
     assert held.returncode in (0, 6) and "SLOWER by" not in held.stdout  # 6: its intervals are wide
-    assert "stored ratios, 76338fbc7624" in held.stdout
+    assert "- base: stored ratios, " in held.stdout

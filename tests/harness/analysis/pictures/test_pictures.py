@@ -14,6 +14,7 @@ from harness.analysis.pictures.ratios import ratios
 from harness.analysis.pictures.rounds import moments, rounds
 from harness.analysis.pictures.scaling import memory_scaling, time_scaling
 from harness.analysis.pictures.smoothing import label_smoothing
+from harness.analysis.pictures.time_error import knobs, time_error
 from harness.analysis.pictures.time_memory import pareto_front, time_memory
 from harness.analysis.row import to_row
 from harness.analysis.statistics.error_rates import simulated_case
@@ -38,7 +39,7 @@ def test_nothing_timed_on_a_gpu_gives_reasons(make_record: MakeRecord) -> None:
     on_cpu = make_record(provenance=origin.model_copy(update={"device": "cpu"}), mib=None)
     for records in ([], [on_cpu], [make_record(ms=None)], [make_record(status="unavailable")]):
         results = draw_all(records)
-        assert [type(result) for result in results] == [Skipped] * 6
+        assert [type(result) for result in results] == [Skipped] * 7
         assert {result.reason for result in results if isinstance(result, Skipped)} == {"no row was timed on a GPU"}
 
 
@@ -47,6 +48,7 @@ def test_each_picture_says_what_it_lacks(make_record: MakeRecord) -> None:
     reasons = {result.stem: result.reason for result in results if isinstance(result, Skipped)}
     assert reasons == {
         "time-memory": "no timed row has a memory peak",
+        "time-error": "no case has two timed rows with an excess and a GEMM",
         "scaling-time": "neither N nor D nor V takes three values with all else equal",
         "scaling-memory": "neither N nor D nor V takes three values with all else equal",
         "label-smoothing": "no implementation was timed at two values of the label smoothing",
@@ -76,6 +78,25 @@ def test_time_memory_names_rows_and_floors(make_record: MakeRecord) -> None:
     assert "white" in faces  # the one that disagrees
     assert len(faces) == 2
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_time_error_names_rows_and_joins_a_knob(make_record: MakeRecord) -> None:
+    records = [
+        make_record("lower-bound", analytic=True, ms=None, error=None),
+        make_record("baseline"),
+        make_record("coarse", excess=(3.0, 1.0), ms=(4, 6), path="own.module:loss", options={"tolerance": 1e-2}),
+        make_record("fine", excess=(0.8, 0.9), ms=(8, 12), path="own.module:loss", options={"tolerance": 1e-3}),
+        make_record("other", excess=(0.8, 0.9), ms=(8, 12), path="other.module:loss"),
+        make_record("cce", "disagrees", excess=(30.0, 4.5), ms=(10, 20)),
+    ]
+    (joined,) = knobs(records)
+    assert [record.implementation for record in joined] == ["fine", "coarse"]
+    (axes,) = drawn(time_error(records)).figure.axes
+    assert words(axes)[:2] == ["eager", "limit 4"]
+    assert set(words(axes)[2:]) == {"baseline", "coarse", "fine", "other", "cce"}
+    (line,) = [line for line in axes.get_lines() if line.get_marker() == "None" and len(line.get_xdata()) == 2
+               and line.get_linestyle() == "-" and line.get_alpha() == 0.45]  # fmt: skip
+    assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True)  # less error, more time
 
 
 def test_a_single_row_on_its_floor_can_be_drawn(make_record: MakeRecord) -> None:

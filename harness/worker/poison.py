@@ -1,0 +1,60 @@
+"""Fresh memory that holds nan: who reads what it has not written is found out.
+
+On CUDA the allocator's cache is filled with bytes of 255, nan in every floating dtype, before a call, which then gets
+its memory from there. On a CPU, where malloc returns pages of the system's, torch itself fills what it allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.worker.device import free_bytes, release_cached_memory
+
+_SMALL_BLOCKS = 64  # of 1 MiB: smaller allocations come from a pool of their own
+_NAN_BYTE = 255
+
+
+def peak_bytes(device: torch.device, live_bytes: int) -> int:
+    """What the calls since `torch.cuda.reset_peak_memory_stats` have taken beyond `live_bytes`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) - live_bytes if device.type == "cuda" else 0
+
+
+@contextmanager
+def poisoned_memory(device: torch.device, needed_bytes: int) -> Iterator[int | None]:
+    """Inside, allocations hold nan until they are written. Gives the bytes that were poisoned, None for all.
+
+    `needed_bytes` is what the call inside takes at its peak. Poison never takes the memory that it would need beside.
+    """
+    if device.type != "cuda":
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)  # which is what makes torch fill memory
+        try:
+            yield None
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        return
+    release_cached_memory(device)
+    size = max(0, min(needed_bytes, int(0.9 * free_bytes(device)) - needed_bytes))
+    kept = [torch.empty(size, dtype=torch.uint8, device=device)]
+    kept += [torch.empty(1 << 20, dtype=torch.uint8, device=device) for _ in range(_SMALL_BLOCKS if size else 0)]
+    for block in kept:
+        block.fill_(_NAN_BYTE)
+    poisoned = sum(block.numel() for block in kept)
+    kept.clear()  # into the cache, with what is in it
+    del block
+    yield poisoned
+
+
+class ZeroedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The opposite: inside, what torch.empty and its kin return is zero. Tells unwritten memory from wrong numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "empty" in func.__name__:
+            result.zero_()
+        return result
