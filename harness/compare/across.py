@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.rows import row_statistics
-from harness.compare.comparison import Comparison, NothingToCompare, code_of, compared, device_of
+from harness.compare.comparison import Comparison, NothingToCompare, Pair, code_of, compared, device_of
 from harness.compare.environment import unlike
 from harness.compare.policy import Policy
 from harness.compare.ratio import TimeRatio, quotient
 from harness.compare.row import RowComparison
 from harness.compare.side import side_of
-from harness.compare.within import Pair, shared_name
 from harness.record import Record
 
 Key = tuple[str, str]  # case_id, implementation
@@ -48,7 +47,7 @@ def compare_runs(
                 ratio = _ratio(ratios[0].get(keys[0], {}), ratios[1].get(keys[1], {}), refused)
                 ours, theirs = (None if record is None else side_of(record) for record in (before, after))
                 device = found[0].provenance.device
-                rows.append(compared(case, shared_name(pair), ours, theirs, ratio, policy, device))
+                rows.append(compared(case, pair, ours, theirs, ratio, policy, device))
     if not any(row.base is not None and row.head is not None for row in rows):
         hint = f" ({'; '.join(different)})" if different else ""
         raise NothingToCompare(f"nothing to compare: the runs have no row in common{hint}")

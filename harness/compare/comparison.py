@@ -24,6 +24,9 @@ from harness.compare.side import Side
 from harness.record import Record
 
 ORDER = (UNFIT, FAILED_CELL, DISAGREES, REGRESSION, INCONCLUSIVE)  # which exit code speaks where several could
+BASE, HEAD = "@base", "@head"  # ends of the names of a row that a run has of two trees (`harness.gate`)
+
+Pair = tuple[str, str]  # names of rows: base, head
 
 
 class NothingToCompare(ValueError):
@@ -41,7 +44,6 @@ class Comparison:
     rows: Sequence[RowComparison]
     unlike: Sequence[str] = ()  # in what their environments differ
     controls: Mapping[str, Interval] = field(default_factory=dict)  # by case: two workers of the same code, an A/A
-    notes: Sequence[str] = ()
     advisory: str | None = None  # why faults of head against base do not decide; None: they do
 
     @property
@@ -63,11 +65,26 @@ class Comparison:
 
 
 def compared(
-    case: Case, name: str, base: Side | None, head: Side | None, ratio: TimeRatio | None, policy: Policy, device: str
+    case: Case,
+    pair: Pair,
+    base: Side | None,
+    head: Side | None,
+    ratio: TimeRatio | None,
+    policy: Policy,
+    device: str,
 ) -> RowComparison:
-    """One row, held to what the policy says of it."""
+    """The rows that `pair` names, held to what the policy says of head's."""
     words = f"{setting(case)}, β = {number(case.label_smoothing)}"
-    return compare_row(case.id, words, name, base, head, ratio, policy.margins(name, case), device)
+    margins = policy.margins(pair[1].removesuffix(HEAD), case)
+    return compare_row(case.id, words, shared_name(pair), base, head, ratio, margins, device)
+
+
+def shared_name(pair: Pair) -> str:
+    """What both rows are called: `ours` of `ours@base` and `ours@head`, `ours / baseline` of others (head first)."""
+    base, head = pair
+    if base == head or (base.endswith(BASE) and base.removesuffix(BASE) + HEAD == head):
+        return head.removesuffix(HEAD)
+    return f"{head} / {base}"
 
 
 def code_of(records: Sequence[Record]) -> str:

@@ -35,7 +35,6 @@ def markdown(comparison: Comparison, title: str = "Head against base") -> str:
     if comparison.advisory is not None:
         lines.append(f"- advisory only, what differs from base fails nothing: {comparison.advisory}")
     lines += [f"- environments differ: {plain(difference)}" for difference in comparison.unlike]
-    lines += [f"- {plain(note)}" for note in comparison.notes]
     faults = list(_faults(comparison))
     return "\n".join([*lines, "", *([*faults, ""] if faults else []), _table(comparison), "", _legend(comparison)])
 

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.compare.comparison import Comparison, NothingToCompare, code_of, compared, device_of
+from harness.compare.comparison import BASE, HEAD, Comparison, NothingToCompare, Pair, code_of, compared, device_of
 from harness.compare.environment import unlike
 from harness.compare.policy import Policy
 from harness.compare.ratio import TimeRatio, control_of, paired_ratio
 from harness.compare.row import RowComparison
 from harness.compare.side import side_of
 from harness.record import Record
-
-BASE, HEAD = "@base", "@head"  # ends of the names of a row that a run has of two trees (`harness.gate`)
-
-Pair = tuple[str, str]  # names of rows: base, head
 
 
 def pairs_of_trees(records: Sequence[Record]) -> list[Pair]:
@@ -31,11 +27,15 @@ def pairs_of_trees(records: Sequence[Record]) -> list[Pair]:
 
 
 def compare_within(
-    records: Sequence[Record], pairs: Sequence[Pair], policy: Policy, again: Sequence[Record] = ()
+    records: Sequence[Record],
+    pairs: Sequence[Pair],
+    policy: Policy,
+    again: Sequence[Record] = (),
+    also_new: bool = False,
 ) -> Comparison:
     """The pairs of one run; `again` has rows that were measured a second time, with new processes.
 
-    Raises NothingToCompare if no case has both rows of any pair.
+    Raises NothingToCompare if no case has a row of either side; with `also_new` head alone will do.
     """
     by_key, by_key_again = ({(r.case_id, r.implementation): r for r in found} for found in (records, again))
     rows: list[RowComparison] = []
@@ -55,10 +55,10 @@ def compare_within(
                 ratio = replace(ratio, again=second)
             ours, theirs = (None if record is None else side_of(record) for record in (base, head))
             device = found[0].provenance.device
-            rows.append(compared(case, shared_name(pair), ours, theirs, ratio, policy, device))
+            rows.append(compared(case, pair, ours, theirs, ratio, policy, device))
             for records_of_side, record in zip(sides, (base, head), strict=True):
                 records_of_side.extend([record] if record is not None else [])
-    if not all(sides):
+    if not (sides[1] if also_new else all(sides)):
         wanted = ", ".join(" and ".join(pair) for pair in pairs) or f"rows NAME{BASE} and NAME{HEAD}"
         raise NothingToCompare(f"nothing to compare: the run has not {wanted}")
     return Comparison(
@@ -74,14 +74,6 @@ def compare_within(
 
 def _ratio(base: Record | None, head: Record | None, records: Sequence[Record]) -> TimeRatio | None:
     return None if base is None or head is None else paired_ratio(base, head, _control(base, records))
-
-
-def shared_name(pair: Pair) -> str:
-    """What both rows are called: `ours` of `ours@base` and `ours@head`, `ours / baseline` of others (head first)."""
-    base, head = pair
-    if base == head or (base.removesuffix(BASE), head) == (head.removesuffix(HEAD), base.removesuffix(BASE) + HEAD):
-        return head.removesuffix(HEAD)
-    return f"{head} / {base}"
 
 
 def _control(record: Record, records: Sequence[Record]) -> Interval | None:

@@ -136,7 +136,17 @@ def compare_with(baseline: Baseline, records: Sequence[Record], policy: Policy, 
         ratio = TimeRatio(quotient(now, before), paired=False) if now is not None and before is not None else None
         base = None if stored is None else Side(stored.status, memory=stored.memory, excess=stored.excess)
         device = record.provenance.device
-        rows.append(compared(record.case, record.implementation, base, side_of(record), ratio, policy, device))
+        rows.append(
+            compared(
+                record.case,
+                (record.implementation, record.implementation),
+                base,
+                side_of(record),
+                ratio,
+                policy,
+                device,
+            )
+        )
     rows += _gone(entry, records, policy)
     if not any(row.base is not None and row.head is not None for row in rows):
         raise NothingToCompare("nothing to compare: the baseline has no row of this run; --update-baseline adds them")
@@ -184,7 +194,7 @@ def _gone(entry: Entry, records: Sequence[Record], policy: Policy) -> list[RowCo
     return [
         compared(
             case,
-            name,
+            (name, name),
             Side(stored.status, memory=stored.memory, excess=stored.excess),
             None,
             None,

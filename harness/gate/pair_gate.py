@@ -64,7 +64,7 @@ class PairGate:
             margin=lambda name, case: self._margin(name, case, device),
         )
         records, again = self._measure(runner, pairs, origins, self._cases(device))
-        compared = compare_within(records, [pair.names for pair in pairs], self.policy, again)
+        compared = compare_within(records, [pair.names for pair in pairs], self.policy, again, also_new=True)
         return replace(compared, base=self.base.described, head=self.head.described)
 
     @property

@@ -217,6 +217,9 @@ def test_rows_of_one_run_are_compared_round_by_round(make_run: Any) -> None:
     slower = compare_within(make_run(ours=67.0, seed=1), [("baseline", "ours")], POLICY)
     assert slower.rows[0].time_verdict is Verdict.SLOWER  # by 3 %, which no two runs could tell
     assert found.rows[0].time is not None and found.rows[0].time.paired
+    lenient = Policy.model_validate({"rules": [{"implementation": "ours", "time_margin": 0.1, "reason": "r"}]})
+    held = compare_within(make_run(ours=67.0, seed=1), [("baseline", "ours")], lenient)
+    assert held.rows[0].time_verdict is Verdict.SAME  # held to what is said of head
     apart = [records[0], _with(records[1], gemm_ms=[1.0] * len(records[1].gemm_ms))]  # of another group of workers
     refused = compare_within(apart, [("baseline", "ours")], POLICY)
     assert refused.rows[0].time_verdict is None and refused.exit_code == 6

@@ -16,7 +16,7 @@ from harness.compare.within import compare_within, pairs_of_trees
 from harness.gate import pair_runner
 from harness.gate.pair_gate import AGAIN
 from tests.harness.fake_worker import FakeWorker
-from tests.harness.gate.simulated import MODELS, Planted, exit_codes, simulated_gate
+from tests.harness.gate.simulated import MODELS, Planted, SimulatedTree, exit_codes, simulated_gate
 
 MIB = 2**20
 
@@ -137,6 +137,14 @@ def test_pairs_stay_together_on_a_small_card(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "two").mkdir()
     found = simulated_gate(QUIET, 0, Planted(), tmp_path / "two")
     assert found.exit_code == 0 and not found.controls
+
+
+def test_a_row_that_only_head_has_is_new_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"ours": "nowhere:ours"}
+    monkeypatch.setattr(SimulatedTree, "registry", lambda tree: {} if tree.label == "base" else ours)
+    found = simulated_gate(QUIET, 0, Planted(gradient_scale=1.02), tmp_path)
+    assert [(row.name, row.base) for row in found.rows] == [("ours", None)]
+    assert found.exit_code == 3 and "disagrees, new" in markdown(found)
 
 
 def test_looks_are_ten_rounds_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
