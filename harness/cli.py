@@ -1,7 +1,8 @@
 """The command line. Progress goes to stderr, results to stdout.
 
-Exit codes: 0 ok; 1 a planted fault slipped through; 2 usage or suite error; 3 an implementation disagrees; 4 unexpected
-failure of a cell; 5 unfit environment; 6 inconclusive; 130 interrupted or out of budget (continue with --resume).
+Exit codes: 0 ok; 1 a regression, or a planted fault slipped through; 2 usage or suite error; 3 an implementation
+disagrees; 4 unexpected failure of a cell; 5 unfit environment; 6 inconclusive; 130 interrupted or out of budget
+(continue with --resume).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 from tabulate import tabulate
 
 from harness import __version__, inspection_commands, model_commands, planning, reading_commands, runs, selection
+from harness.gate import command as gate_command
 from harness.process import WorkerFailure
 from harness.progress import console
 from harness.run_directory import Plan, RunDirectory, UnusableRun
@@ -30,6 +32,7 @@ USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
 app.add_typer(reading_commands.app)
+app.add_typer(gate_command.app)
 app.add_typer(inspection_commands.app)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,17 +30,34 @@ class WorkerFailure(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a worker's interpreter and modules come from, if not from this process's (`harness.gate`)."""
+
+    python: str  # the interpreter, whose environment has the libraries
+    search_path: tuple[str, ...]  # directories that modules are looked for in, before that environment's
+
+    def command(self) -> list[str]:
+        """Without the current directory in the search path, which belongs to another tree."""
+        return [self.python, "-P", "-m", "harness.worker"]
+
+    def environment(self) -> dict[str, str]:
+        """This process's variables, but for the search path."""
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(self.search_path)}
+
+
 class Worker:
     """A process of its own group, which answers one request at a time. After any failure it is killed, never reused."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, origin: Origin | None = None) -> None:
         self._log = log
         self._log_start = log.stat().st_size if log.exists() else 0  # earlier workers' words
         self._received = b""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.worker"],
+                origin.command() if origin else [sys.executable, "-m", "harness.worker"],
+                env=origin.environment() if origin else None,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -30,6 +30,7 @@ class Rounds:
     order: random.Random
     begin: float  # of the case, on time.monotonic
     notice: Notice
+    unknown: Callable[[Sequence[Player]], Sequence[Player]] | None = None  # who plays on, in place of the rule above
 
     def play(self, players: Sequence[Player], referee: Player, reference: Player | None) -> None:
         """Plays until enough is known. A player that fails is out; the round goes on without it."""
@@ -42,9 +43,11 @@ class Rounds:
                 continue
             if time.monotonic() - self.begin > self.measurement.case_budget_s:
                 break
-            playing = [
-                player for player in players if player.timed and self._is_wide(player, players, referee, reference)
-            ]
+            timed = [player for player in players if player.timed]
+            if self.unknown is not None:
+                playing = list(self.unknown(timed))
+            else:
+                playing = [player for player in timed if self._is_wide(player, players, referee, reference)]
 
     def _round(self, number: int, playing: list[Player]) -> None:
         self.order.shuffle(playing)

@@ -111,9 +111,7 @@ class CaseRunner:
                         row.memory = Memory.model_validate(answer)
             if "time" in self._phases:
                 reference = guest or next((r for r in rows if r.name == self.suite.reference and r.timed), None)
-                order = random.Random(f"{self.suite.seed} {case.id}")
-                measurement = self.suite.measurement_on(self.device)
-                rounds = Rounds(measurement, self._timeout_s, order, begin, notice)
+                rounds = self._rounds(case, begin, notice)
                 rounds.play([*rows, *([second] if second else [])], referee, reference)
             for companion in companions:
                 companion.release()  # is not judged: its memory is missing to those who are
@@ -130,10 +128,17 @@ class CaseRunner:
             for row in rows
         ]
 
+    def _rounds(self, case: Case, begin: float, notice: Notice) -> Rounds:
+        order = random.Random(f"{self.suite.seed} {case.id}")
+        return Rounds(self.suite.measurement_on(self.device), self._timeout_s, order, begin, notice)
+
     def _start_ahead(self, players: Sequence[Player]) -> None:
         """Workers for the next case, which import their libraries while this one is judged and nothing is timed."""
         for player in players:
-            self._idle[player.name] = Worker(self.logs / f"{player.name}.log")
+            self._idle[player.name] = self._start(player)
+
+    def _start(self, player: Player) -> Worker:
+        return Worker(self.logs / f"{player.name}.log")
 
     def _open(self, case: Case, players: list[Player], referee: Player, notice: Notice) -> None:
         """Starts all workers and lets them draw their inputs at the same time: nothing is measured yet."""
@@ -145,7 +150,7 @@ class CaseRunner:
         }
 
         def start(player: Player) -> None:
-            player.worker = self._idle.pop(player.name, None) or Worker(self.logs / f"{player.name}.log")
+            player.worker = self._idle.pop(player.name, None) or self._start(player)
             if player is referee:
                 player.send("open_referee", **common)
             else:

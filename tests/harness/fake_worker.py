@@ -31,7 +31,7 @@ class FakeWorker:
     log: ClassVar[list[tuple[str, str]]] = []  # (worker, request) in the order of the answers
     _times = itertools.count()
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, origin: Any = None) -> None:
         self.name = log.stem
         self.turns = 0
         self._request: tuple[str, dict[str, Any]] = ("", {})

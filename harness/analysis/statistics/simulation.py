@@ -80,7 +80,7 @@ def simulate(
     positions = np.argsort(order, axis=1)  # (R, P) which place each row has
     clock, throttled = (
         np.take_along_axis(by_turn.reshape(rounds, players), positions, axis=1)  # (R, P) by row
-        for by_turn in _clock(rounds * players, players, model, generator)
+        for by_turn in clock_over(rounds * players, players, model, generator)
     )
     places = positions / max(players - 1, 1)
     turn = np.exp(model.turn_noise * generator.standard_normal((rounds, players)))
@@ -122,7 +122,7 @@ def rounds_when_narrow(base: Turns, head: Turns, target: float, first: int = 10)
     return len(base.rounds)
 
 
-def _clock(turns: int, players: int, model: NoiseModel, generator: np.random.Generator) -> tuple[Floats, Floats]:
+def clock_over(turns: int, players: int, model: NoiseModel, generator: np.random.Generator) -> tuple[Floats, Floats]:
     """(T,) how much slower than its best clock the GPU is at each turn, and (T,) 1 where it is throttled."""
     moment = np.arange(turns, dtype=np.float64)
     phase, begin = generator.uniform(0, 2 * np.pi), generator.uniform(0, turns)
