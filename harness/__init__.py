@@ -1,7 +1,7 @@
 """Measures large-vocabulary loss implementations: time, peak memory, agreement. `python -m harness --help`.
 
-As a library: `run_suite`, `load_records`, `to_frame` and what they return and raise, described in docs/library.md. They
-are imported when they are first used, so that `import harness` costs nothing.
+As a library: `run_suite`, `load_records`, `compare`, `to_frame` and what they return and raise, described in
+docs/library.md. They are imported when they are first used, so that `import harness` costs nothing.
 """
 
 from importlib import import_module
@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Record", "ReplayTimer", "Run", "Status", "UnfitEnvironment", "load_records", "run_suite", "to_frame"]
+__all__ = [
+    "Record",
+    "ReplayTimer",
+    "Run",
+    "Status",
+    "UnfitEnvironment",
+    "compare",
+    "load_records",
+    "run_suite",
+    "to_frame",
+]
 
 if TYPE_CHECKING:
-    from harness.library import Run, load_records, run_suite, to_frame
+    from harness.library import Run, compare, load_records, run_suite, to_frame
     from harness.record import Record, Status
     from harness.replay import ReplayTimer
     from harness.runs import UnfitEnvironment
@@ -25,6 +35,7 @@ _HOMES = {
     "Run": "harness.library",
     "Status": "harness.record",
     "UnfitEnvironment": "harness.runs",
+    "compare": "harness.library",
     "load_records": "harness.library",
     "run_suite": "harness.library",
     "to_frame": "harness.library",

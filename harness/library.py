@@ -26,6 +26,8 @@ from harness.yaml_source import in_memory
 if TYPE_CHECKING:
     import pandas as pd  # for reading only: whoever measures and looks at records does not wait for it
 
+    from harness.comparison.comparison import Comparison
+
 StrPath = str | os.PathLike[str]
 
 
@@ -115,6 +117,33 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     from harness.analysis.frame import to_frame as build  # noqa: PLC0415
 
     return build(records)
+
+
+def compare(
+    base: StrPath,
+    head: StrPath | None = None,
+    *,
+    rows: Sequence[tuple[str, str]] = (),
+    across: bool = False,
+    policy: StrPath | None = None,
+) -> Comparison:
+    """What changed from base to head, and whether that is a regression: what `python -m harness compare` does.
+
+    base, head: run directories or files of records; without head, rows of base.
+    rows: names to compare, (base's, head's) each; without it rows of the same name, or `NAME@base` with `NAME@head`.
+    across: compare times of unlike environments too, which are refused otherwise.
+    policy: a policy file (docs/gating.md); without it the default margins.
+
+    `exit_code` is the verdict: 5 unfit, 4 a failed cell, 3 wrong gradients, 1 a regression, 6 inconclusive, 0 none of
+    them; `markdown()` is the table.
+
+    Raises FileNotFoundError naming what is missing, and ValueErrors: InvalidFile for records or a policy that are none,
+    NothingToCompare where the two share no row.
+    """
+    from harness.comparison.runs import compare_paths  # noqa: PLC0415
+
+    other, rules = (None if path is None else Path(path) for path in (head, policy))
+    return compare_paths(Path(base), other, list(rows), across, rules)
 
 
 def _read(suite: StrPath | Mapping[str, Any]) -> Suite:

@@ -21,7 +21,7 @@ from harness.suite import Suite, Where
 from harness.suite_file import load_suite
 
 if TYPE_CHECKING:
-    from harness.compare.policy import Policy
+    from harness.comparison.policy import Policy
 
 USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 SUMMARY = "GITHUB_STEP_SUMMARY"  # a file that GitHub shows beside the job
@@ -42,22 +42,11 @@ def compare(
     policy: PolicyFile = None,
 ) -> None:
     """Compares two runs, or rows of one, and prints a markdown table; needs neither torch nor a GPU."""
-    from harness.analysis.frame import read_records  # noqa: PLC0415  (pandas is for reading only)
-    from harness.compare.across import compare_runs  # noqa: PLC0415
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
-    from harness.compare.table import markdown  # noqa: PLC0415
-    from harness.compare.within import compare_within, pairs_of_trees  # noqa: PLC0415
-    from harness.gate.pair_gate import AGAIN  # noqa: PLC0415
+    from harness.comparison.runs import compare_paths  # noqa: PLC0415  (pandas is for reading only)
+    from harness.comparison.table import markdown  # noqa: PLC0415
 
     try:
-        records = read_records(base)
-        rules = load_policy(policy)
-        pairs = [_row_pair(text) for text in rows or []]
-        if head is None:
-            again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
-            found = compare_within(records, pairs or pairs_of_trees(records), rules, again)
-        else:
-            found = compare_runs(records, read_records(head), rules, across, pairs)
+        found = compare_paths(base, head, [_row_pair(text) for text in rows or []], across, policy)
     except (OSError, ValueError) as error:
         _fail(str(error))
     typer.echo(markdown(found))
@@ -98,7 +87,7 @@ def gate(
         _gate_by_baseline(target, baseline, update_baseline, strict, policy)
     if update_baseline or strict:
         _fail("--update-baseline and --strict go with --baseline")
-    from harness.compare.table import markdown  # noqa: PLC0415
+    from harness.comparison.table import markdown  # noqa: PLC0415
     from harness.gate.checkout import trees as checked_out  # noqa: PLC0415
     from harness.gate.pair_gate import PairGate  # noqa: PLC0415
     from harness.gate.tree import UnusableTree  # noqa: PLC0415
@@ -134,8 +123,8 @@ def show_policy(
     suite: Annotated[Path | None, typer.Argument(help="suite whose rows and cases it is for")] = None,
 ) -> None:
     """Checks a policy file and, with a suite, prints what each row is held to; imports no torch."""
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415  (tabulate is for reading only)
-    from harness.compare.table import margins_table  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415  (tabulate is for reading only)
+    from harness.comparison.table import margins_table  # noqa: PLC0415
 
     try:
         if suite is None:
@@ -151,8 +140,8 @@ def show_policy(
 
 def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy: Path | None) -> NoReturn:
     from harness.analysis.frame import read_records  # noqa: PLC0415
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
-    from harness.compare.table import markdown  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415
+    from harness.comparison.table import markdown  # noqa: PLC0415
     from harness.gate.baseline import Baseline, compare_with, load_baseline, updated, write_baseline  # noqa: PLC0415
 
     try:
@@ -171,7 +160,7 @@ def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy:
 
 def _policy_for(path: Path | None, suite: Suite, where: Where) -> Policy:
     """The policy; a rule that speaks of no row or case of the suite is a mistake. Raises InvalidFile."""
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415
 
     every = [row.name for row in suite.implementations]
     cases = [case for device in suite.devices for case in suite.cases_on(device)]

@@ -11,7 +11,7 @@ from harness.analysis.statistics.ratio import ratio_interval
 from harness.analysis.statistics.turns import Turns, arranged
 from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.case import Case
-from harness.compare.comparison import BASE, HEAD
+from harness.comparison.comparison import BASE, HEAD
 from harness.gate.pairing import Pair, chunks_of
 from harness.player import Player
 from harness.process import Origin, Worker

@@ -9,9 +9,9 @@ from enum import StrEnum
 from harness.analysis.formats import counted, percent, ratio, three_places
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.verdict import Verdict
-from harness.compare.policy import Margins
-from harness.compare.ratio import TimeRatio
-from harness.compare.side import MEMORY_COLUMNS, Side, memory_words
+from harness.comparison.policy import Margins
+from harness.comparison.ratio import TimeRatio
+from harness.comparison.side import MEMORY_COLUMNS, Side, memory_words
 from harness.record import COMPLETED, FAILED, NOT_RUN, Status
 
 REGRESSION, DISAGREES, FAILED_CELL, UNFIT, INCONCLUSIVE = 1, 3, 4, 5, 6
