@@ -13,7 +13,7 @@ from harness.worker.agreement import rounding_floor
 from harness.worker.diagnostics import diagnostics
 from harness.worker.eager import EagerErrors, EagerPass, eager_pass, errors_of, most_tokens
 from harness.worker.errors import loss_scale
-from harness.worker.identities import constant_column, mass, shift_for, some_tokens
+from harness.worker.identities import constant_column, mass, most_shifted, shift_for
 from harness.worker.inputs import Tensors
 from harness.worker.oracle import Oracle
 from harness.worker.sketch import deviation, sketch
@@ -62,13 +62,13 @@ def _mass_limit(case: Case, passed: EagerPass, errors: EagerErrors) -> float | N
 
 @torch.no_grad()
 def _shift(case: Case, tensors: Tensors, oracle: Oracle, memory_budget_bytes: int) -> dict[str, float]:
-    """How far eager's own loss and gradients move under the shift, on as many tokens as make one chunk."""
+    """How far eager's own loss and gradients move under the shift, on one chunk of tokens, the most moved."""
     shift = shift_for(tensors.input)
     scale = loss_scale(case, oracle) / (oracle.counted_rows if case.reduction == "sum" and oracle.counted_rows else 1)
     if case.softcap is not None or shift is None or not scale:
         return {}
     count = min(case.tokens, most_tokens(tensors.input.dtype))
-    part, few = some_tokens(tensors, count), case.model_copy(update={"tokens": count})
+    part, few = most_shifted(tensors, shift.column, count), case.model_copy(update={"tokens": count})
     seen, losses = [], []
     for value in (0.0, shift.value):
         with constant_column(tensors.linear_weight, shift.column, value):

@@ -1,6 +1,7 @@
 """Each check of the agreement phase passes what is right and names what is planted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from harness.case import Case
 from harness.record import Agreement
 from harness.worker.identities import an_order, constant_column, permuted_vocabulary, shift_for
 from harness.worker.inputs import digests, draw
+from harness.worker.oracle import oracle
 from harness.worker.poison import poisoned_memory
 from harness.worker.session import Sessions
 from harness.worker.sketch import deviation, project, sketch
-from harness.worker.yardstick import Yardstick
+from harness.worker.yardstick import Yardstick, yardstick
 
 CPU = torch.device("cpu")
 CASE = {"tokens": 512, "hidden_size": 48, "vocab_size": 1000, "label_smoothing": 0.1, "inputs": {"kind": "gaussian"}}
@@ -103,6 +105,24 @@ def test_a_last_tile_of_rare_classes_is_missed_by_the_norm_and_not_by_counting()
     assert found.grad_weight_excess < 4
     assert found.failures[0] == "grad_weight: 8 rows are all zero where the true gradient is not (eager's: 0)"
     assert found.diagnostics.grad_weight_missing_rows == 8 and found.diagnostics.grad_input_missing_rows == 0
+
+
+def test_rows_that_underflow_in_torch_are_not_missing():
+    """Logits of standard deviation 128: torch's own rows vanish where the true ones are four times the smallest."""
+    sharp = {"kind": "gaussian", "std": 128.0}
+    found = judged("right", inputs=sharp, label_smoothing=0.0, vocab_size=2000, tokens=256, hidden_size=64)
+    assert found.failures == []
+
+
+def test_the_limit_of_the_shift_does_not_depend_on_the_order_of_the_tokens():
+    """The tokens that the column moves most come last, beyond the first chunk."""
+    case = Case.model_validate(CASE | {"tokens": 640})
+    drawn = draw(case, CPU)
+    drawn.input[:512] /= 64
+    turned = replace(drawn, input=drawn.input.flip(0), target=drawn.target.flip(0))
+    limits = [yardstick(case, tensors, oracle(case, tensors, 1 << 30), 1 << 30).shift for tensors in (drawn, turned)]
+    assert set(limits[0]) == {"loss", "grad_input", "grad_weight"}
+    assert limits[0] == pytest.approx(limits[1], rel=0.01)
 
 
 def test_a_filter_that_drops_mass_hides_in_the_whole_norm():
