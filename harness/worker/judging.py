@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.checks import Check, Checks, Diagnostics
+from harness.cost import gradient_floor_bytes
 from harness.record import Agreement
 from harness.worker.agreement import agree, rounding_floor
 from harness.worker.call import Call
@@ -25,7 +26,7 @@ from harness.worker.identities import mass
 from harness.worker.inputs import Tensors, digests, draw
 from harness.worker.oracle import oracle
 from harness.worker.other_calls import Probes, probe, run, straggles, straggling_ms
-from harness.worker.poison import ZeroedMemory, peak_bytes, poisoned_memory
+from harness.worker.poison import ZeroedMemory, live_bytes, peak_bytes, poisoned_memory
 from harness.worker.sketch import Sketch, deviation, sketch
 from harness.worker.yardstick import ORACLE_SHARE, Yardstick
 
@@ -122,15 +123,11 @@ def _calls(call: Call, intact: dict[str, str]) -> _Judged:
 def _first(call: Call) -> tuple[Sketch, int]:
     """A call on the tensors as they are, and the bytes that it needed; without a GPU on poisoned memory as all are."""
     device = call.tensors.input.device
-    live = 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        live = torch.cuda.memory_allocated(device)
+    call.clear_gradients()  # of whoever called before: what is live now is not poisoned
+    live = live_bytes(device)
+    with nullcontext() if device.type == "cuda" else poisoned_memory(device, 0):
         loss, gradients = run(call)
-    else:
-        with poisoned_memory(device, 0):
-            loss, gradients = run(call)
-    needed_bytes = peak_bytes(device, live)
+    needed_bytes = max(peak_bytes(device, live), gradient_floor_bytes(call.case))
     seen = sketch(loss, gradients)
     call.clear_gradients()
     return seen, needed_bytes

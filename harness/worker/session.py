@@ -225,6 +225,7 @@ class ImplementationSession:
         """Compares loss and gradients with the oracle, and calls with each other. `eager`: the referee's yardstick."""
         self.call.clear_gradients()
         figures = self.call.figures()
+        self.call.clear_gradients()  # figures may come of a call; gradients that are live are memory without poison
         claims = self.implementation.deterministic
         claimed = claims(self.case) if callable(claims) else claims
         judged = judge(self.call, self.intact, claimed, Yardstick.model_validate(eager), max_excess)

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from harness.case import Case
+from harness.cost import gradient_floor_bytes
 from harness.record import Agreement
+from harness.worker import judging
+from harness.worker.call import Call
 from harness.worker.identities import an_order, constant_column, permuted_vocabulary, shift_for
 from harness.worker.inputs import digests, draw
 from harness.worker.oracle import oracle
@@ -20,11 +23,11 @@ CPU = torch.device("cpu")
 CASE = {"tokens": 512, "hidden_size": 48, "vocab_size": 1000, "label_smoothing": 0.1, "inputs": {"kind": "gaussian"}}
 
 
-def judged(name: str, **changes) -> Agreement:
+def judged(name: str, worker: Sessions | None = None, **changes) -> Agreement:
     """As a run would: the referee's yardstick and the worker's answer, both through JSON."""
     case = Case.model_validate(CASE | changes)
     common = {"case": case.model_dump(mode="json"), "device": "cpu", "memory_fraction": 0.9}
-    referee, worker = Sessions(), Sessions()
+    referee, worker = Sessions(), worker or Sessions()
     referee.handle({"do": "open_referee", **common})
     eager = json.loads(json.dumps(referee.handle({"do": "eager_errors"})))
     path = name if ":" in name else f"harness.selftest.planted:{name}"
@@ -123,6 +126,31 @@ def test_the_limit_of_the_shift_does_not_depend_on_the_order_of_the_tokens():
     limits = [yardstick(case, tensors, oracle(case, tensors, 1 << 30), 1 << 30).shift for tensors in (drawn, turned)]
     assert set(limits[0]) == {"loss", "grad_input", "grad_weight"}
     assert limits[0] == pytest.approx(limits[1], rel=0.01)
+
+
+def test_gradients_that_figures_leave_are_not_live_when_memory_is_measured(monkeypatch):
+    """What is live then is not counted as needed, and what is not needed is not poisoned."""
+    worker, seen, poisoned = Sessions(), [], []
+
+    def figures(call):
+        call.backward(call.forward())
+        return {"share": 0.5}
+
+    def live_bytes(device):
+        seen.extend(tensor.grad for tensor in worker._session.call.differentiated)
+        return 0
+
+    def memory(device, needed_bytes):
+        poisoned.append(needed_bytes)
+        return poisoned_memory(device, needed_bytes)
+
+    monkeypatch.setattr(Call, "figures", figures)
+    monkeypatch.setattr(judging, "live_bytes", live_bytes)
+    monkeypatch.setattr(judging, "poisoned_memory", memory)
+    found = judged("right", worker=worker)
+    assert found.failures == [] and seen == [None, None]
+    assert poisoned[0] == 0  # a CPU's first call, of which nothing is known yet
+    assert len(poisoned) == 3 and min(poisoned[1:]) >= gradient_floor_bytes(Case.model_validate(CASE))
 
 
 def test_a_filter_that_drops_mass_hides_in_the_whole_norm():
