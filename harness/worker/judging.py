@@ -152,8 +152,8 @@ class _Limits:
 
     def checks(self, judged: _Judged, claims_determinism: bool, found: tuple[float, float, float] | None) -> Checks:
         probes, rest = judged.probes, None
-        if found is not None and self.measured_by.mass_limit is not None:
-            rest = _worst([("grad_weight", found[0] / found[1], self.measured_by.mass_limit)])
+        if found is not None and self.measured_by.mass is not None:
+            rest = _worst([("grad_weight", found[0] / found[1], self.measured_by.mass.limit(self.max_excess))])
         if probes is None:
             return Checks(mass=rest, claims_determinism=claims_determinism)
         first = probes.first
