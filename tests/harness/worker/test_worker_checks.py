@@ -1,5 +1,6 @@
 """Each check of the agreement phase passes what is right and names what is planted."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -8,16 +9,17 @@ import torch
 
 from harness.case import Case
 from harness.cost import gradient_floor_bytes
-from harness.record import Agreement
+from harness.record import Agreement, Status
 from harness.selftest import planted
-from harness.worker import judging
+from harness.worker import judging, session
 from harness.worker.call import Call
+from harness.worker.failure import classify
 from harness.worker.identities import an_order, constant_column, permuted_vocabulary, shift_for
 from harness.worker.inputs import digests, draw
-from harness.worker.oracle import oracle
+from harness.worker.oracle import DoesNotFit, oracle
 from harness.worker.poison import poisoned_memory
 from harness.worker.session import Sessions
-from harness.worker.sketch import deviation, project, sketch
+from harness.worker.sketch import Sketch, deviation, project, sketch
 from harness.worker.yardstick import MassYardstick, Yardstick, yardstick
 
 CPU = torch.device("cpu")
@@ -171,6 +173,55 @@ def test_mass_is_held_to_what_the_row_is_permitted():
     assert measured_by.limit(8.0) == pytest.approx(15.4e-3)
     assert measured_by.limit(1.1) == pytest.approx(2.29e-3)
     assert measured_by.model_copy(update={"accumulated": 0.0}).limit(4.0) == pytest.approx(4e-4)
+
+
+def test_sketches_are_gone_when_the_oracle_needs_the_memory(monkeypatch):
+    """The referee chose which rows to cover from what is free beside the gradients."""
+    held = []
+
+    def watched(*arguments, **settings):
+        gc.collect()  # of what other tests have left
+        held.append([thing for thing in gc.get_objects() if type(thing) is Sketch])
+        return oracle(*arguments, **settings)
+
+    monkeypatch.setattr(judging, "oracle", watched)
+    assert judged("right").failures == []
+    assert held == [[]]
+
+
+def test_a_truth_that_does_not_fit_is_no_crash(monkeypatch):
+    """Out of memory is tried again alone, without the workers that held it."""
+    case = Case.model_validate(CASE)
+    common = {"case": case.model_dump(mode="json"), "device": "cpu", "memory_fraction": 0.9}
+    referee, worker = Sessions(), Sessions()
+    referee.handle({"do": "open_referee", **common})
+    eager = referee.handle({"do": "eager_errors"})
+    worker.handle({"do": "open", "path": "harness.selftest.planted:right", "options": {}, **common})
+    monkeypatch.setattr(judging, "free_bytes", lambda device: 1000)
+    with pytest.raises(DoesNotFit) as caught:
+        worker.handle({"do": "agree", "eager": eager, "max_excess": 4.0})
+    status, reason = classify(caught.value)
+    assert status is Status.OUT_OF_MEMORY
+    assert reason.startswith("could not be judged: memory_budget_bytes is 600; the oracle of N 512")
+    assert classify(ValueError("of its own"))[0] is Status.CRASHED
+
+
+def test_the_referee_leaves_room_for_what_a_worker_holds(monkeypatch):
+    case, budgets = Case.model_validate(CASE), []
+
+    def watched(case, tensors, budget):
+        budgets.append(budget)
+        return oracle(case, tensors, budget)
+
+    monkeypatch.setattr(session, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(session, "oracle", watched)
+    referee = Sessions()
+    referee.handle(
+        {"do": "open_referee", "case": case.model_dump(mode="json"), "device": "cpu", "memory_fraction": 0.9}
+    )
+    referee.handle({"do": "eager_errors"})
+    sketches = 7 * (512 + 1000) * 16 * 8
+    assert budgets == [int(0.6 * ((1 << 30) - gradient_floor_bytes(case) - sketches))]
 
 
 def test_a_filter_that_drops_mass_hides_in_the_whole_norm():
