@@ -31,6 +31,7 @@ from harness.worker.inputs import checksum, digests, draw
 from harness.worker.judging import judge
 from harness.worker.memory import measure_memory
 from harness.worker.oracle import oracle
+from harness.worker.sketch import sketches_bytes
 from harness.worker.statistics import input_statistics
 from harness.worker.yardstick import ORACLE_SHARE, Yardstick, yardstick
 from implementations.contract import Implementation
@@ -225,6 +226,7 @@ class ImplementationSession:
         """Compares loss and gradients with the oracle, and calls with each other. `eager`: the referee's yardstick."""
         self.call.clear_gradients()
         figures = self.call.figures()
+        self.call.clear_gradients()  # figures may come of a call; gradients that are live are memory without poison
         claims = self.implementation.deterministic
         claimed = claims(self.case) if callable(claims) else claims
         judged = judge(self.call, self.intact, claimed, Yardstick.model_validate(eager), max_excess)
@@ -285,8 +287,10 @@ class RefereeSession:
         return dict(taken)
 
     def eager_errors(self) -> Answer:
-        # a worker holds its gradients beside the oracle, and has to cover the same rows
-        budget = int(ORACLE_SHARE * (free_bytes(self.device) - gradient_floor_bytes(self.case)))
+        # a worker holds its gradients beside the oracle, and has to cover the same rows; its sketches are gone by then,
+        # but a library may have kept as much
+        held = gradient_floor_bytes(self.case) + sketches_bytes(self.case)
+        budget = int(ORACLE_SHARE * (free_bytes(self.device) - held))
         truth = oracle(self.case, self.tensors, budget)
         measured_by = yardstick(self.case, self.tensors, truth, int(ORACLE_SHARE * free_bytes(self.device)))
         answer: Answer = measured_by.model_dump()

@@ -71,7 +71,7 @@ class FakeWorker:
         return traits | {"autotunes": self.name.startswith("tunes"), "input_checksum": "c", "source_sha256": None}
 
     def _statistics(self) -> dict[str, Any]:
-        return {"counted_rows": 4}
+        return {"counted_rows": 8192}
 
     def _settle(self) -> dict[str, Any]:
         return {"first_call_s": 1.0, "settle_s": 2.0}

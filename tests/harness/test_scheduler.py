@@ -185,6 +185,14 @@ def test_what_is_faster_than_the_gpu_is_impossible_unless_it_skips_that_work() -
     assert found["instant-skips"].status is Status.IMPOSSIBLE  # nobody skips reading the inputs
 
 
+def test_the_floor_is_of_the_tokens_that_the_referee_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the case says: a file's targets may be ignored ones."""
+    gpu = {"compute_capability": [9, 0], "max_sm_clock_mhz": 1980, "multiprocessors": 132}
+    for counted, status in ((8192, Status.IMPOSSIBLE), (1, Status.OK)):
+        monkeypatch.setattr(FakeWorker, "_statistics", lambda self, counted=counted: {"counted_rows": counted})
+        assert measure("instant", gpu=gpu)["instant"].status is status
+
+
 def test_workers_of_the_next_case_start_once_nothing_is_timed_any_more() -> None:
     with closing(runner_of("one")) as runner:
         runner.run(GEMMA2, lambda *_: None, more=True)
