@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from tabulate import tabulate
 
 from harness import __version__, inspection_commands, model_commands, planning, reading_commands, runs, selection
+from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.gate import command as gate_command
 from harness.process import WorkerFailure
 from harness.progress import console
@@ -26,8 +27,6 @@ from harness.suite import Suite
 from harness.suite_file import load_suite
 from harness.yaml_source import InvalidFile, Mistake
 from implementations.registry import LOWER_BOUND
-
-USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
@@ -43,12 +42,6 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     html = "html"
-
-
-def fail(message: str, code: int = USAGE) -> NoReturn:
-    """Prints one error and ends the command."""
-    console.print(f"error: {message}", style="red", soft_wrap=True, markup=False)
-    raise typer.Exit(code)
 
 
 def read_suite(path: Path, to_be_run: bool = False) -> Suite:
@@ -213,7 +206,7 @@ def list_everything(
     except runs.UnfitEnvironment as error:
         fail(str(error), UNFIT)
     except WorkerFailure as failure:
-        fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", runs.FAILED_CELL)
+        fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", FAILED_CELL)
     known = [(LOWER_BOUND, "yes: computed, not run"), *((n, f"no: {r}" if r else "yes") for n, r in available.items())]
     typer.echo(tabulate(known, headers=["implementation", "installed here"], tablefmt="github"))
     found = [(path, load_suite(path)) for path in sorted(Path("suites").glob("*.yaml"))]

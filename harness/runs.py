@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from harness import cost, provenance
 from harness.case import Case
+from harness.exits import DISAGREES, FAILED_CELL
 from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import FAILED, Provenance, Record, Status
@@ -19,8 +20,6 @@ from harness.run_directory import Plan, RunDirectory
 from harness.scheduler import CaseRunner
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
-
-FAILED_CELL, DISAGREEING_CELL = 4, 3  # exit codes
 
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
 
@@ -193,4 +192,4 @@ def exit_code(records: Sequence[Record]) -> int:
     unexpected = {record.status for record in records if not record.as_expected}
     if unexpected & FAILED:
         return FAILED_CELL
-    return DISAGREEING_CELL if unexpected & {Status.DISAGREES, Status.IMPOSSIBLE} else 0
+    return DISAGREES if unexpected & {Status.DISAGREES, Status.IMPOSSIBLE} else 0

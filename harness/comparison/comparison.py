@@ -10,17 +10,9 @@ from harness.analysis.statistics.bootstrap import Interval
 from harness.case import Case
 from harness.comparison.policy import Policy
 from harness.comparison.ratio import TimeRatio
-from harness.comparison.row import (
-    DISAGREES,
-    FAILED_CELL,
-    INCONCLUSIVE,
-    REGRESSION,
-    UNFIT,
-    Fault,
-    RowComparison,
-    compare_row,
-)
+from harness.comparison.row import Fault, RowComparison, compare_row
 from harness.comparison.side import Side
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 from harness.record import Record
 
 ORDER = (UNFIT, FAILED_CELL, DISAGREES, REGRESSION, INCONCLUSIVE)  # which exit code speaks where several could

@@ -12,9 +12,9 @@ from harness.analysis.statistics.verdict import Verdict
 from harness.comparison.policy import Margins
 from harness.comparison.ratio import TimeRatio
 from harness.comparison.side import MEMORY_COLUMNS, Side, memory_words
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 from harness.record import COMPLETED, FAILED, NOT_RUN, Status
 
-REGRESSION, DISAGREES, FAILED_CELL, UNFIT, INCONCLUSIVE = 1, 3, 4, 5, 6
 _UNSURE_CODE = {"inconclusive": INCONCLUSIVE, "fail": REGRESSION}
 
 

@@ -11,8 +11,9 @@ from harness.analysis.formats import DASH, mib, ratio, three_places
 from harness.case import Case
 from harness.comparison.comparison import Comparison
 from harness.comparison.policy import Margins, Policy
-from harness.comparison.row import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT, Change, RowComparison
+from harness.comparison.row import Change, RowComparison
 from harness.comparison.side import MEMORY_COLUMNS, memory_words
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 
 WORDS = {
     0: "no regression",

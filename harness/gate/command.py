@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from harness import runs, selection
+from harness.exits import INTERRUPTED, UNFIT, fail
 from harness.progress import console
 from harness.run_directory import RunDirectory, UnusableRun
 from harness.suite import Suite, Where
@@ -23,7 +24,6 @@ from harness.suite_file import load_suite
 if TYPE_CHECKING:
     from harness.comparison.policy import Policy
 
-USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 SUMMARY = "GITHUB_STEP_SUMMARY"  # a file that GitHub shows beside the job
 
 app = typer.Typer()
@@ -48,7 +48,7 @@ def compare(
     try:
         found = compare_paths(base, head, [_row_pair(text) for text in rows or []], across, policy)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(markdown(found))
     raise typer.Exit(found.exit_code)
 
@@ -82,11 +82,11 @@ def gate(
 ) -> None:
     """Fails if head is slower, hungrier or less accurate than base, or no longer ok."""
     if (pair is None) == (baseline is None):
-        _fail("say what to hold it to: --pair base=REF head=. SUITE, or RUN --baseline FILE")
+        fail("say what to hold it to: --pair base=REF head=. SUITE, or RUN --baseline FILE")
     if baseline is not None:
         _gate_by_baseline(target, baseline, update_baseline, strict, policy)
     if update_baseline or strict:
-        _fail("--update-baseline and --strict go with --baseline")
+        fail("--update-baseline and --strict go with --baseline")
     from harness.comparison.table import markdown  # noqa: PLC0415
     from harness.gate.checkout import trees as checked_out  # noqa: PLC0415
     from harness.gate.pair_gate import PairGate  # noqa: PLC0415
@@ -108,11 +108,11 @@ def gate(
         ):
             found = PairGate(suite, rows, chosen, base_tree, head_tree, rules, directory, budget).run()
     except (runs.UnfitEnvironment, UnusableTree) as error:
-        _fail(str(error), UNFIT)
+        fail(str(error), UNFIT)
     except KeyboardInterrupt:
-        _fail("interrupted; a gate begins anew: its rounds belong together", INTERRUPTED)
+        fail("interrupted; a gate begins anew: its rounds belong together", INTERRUPTED)
     except (OSError, ValueError, UnusableRun, runs.InvalidOptions) as error:
-        _fail(str(error))
+        fail(str(error))
     _finish(markdown(found, f"Gate of {name}"), directory.path)
     raise typer.Exit(found.exit_code)
 
@@ -135,7 +135,7 @@ def show_policy(
         cases = [case for device in rows.devices for case in rows.cases_on(device)]
         typer.echo(margins_table(rules, [row.name for row in rows.implementations], cases))
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy: Path | None) -> NoReturn:
@@ -153,7 +153,7 @@ def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy:
             raise typer.Exit(0)
         found = compare_with(stored, records, load_policy(policy), strict)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     _finish(markdown(found, f"Gate of {records[0].suite} by {file}"), None)
     raise typer.Exit(found.exit_code)
 
@@ -221,8 +221,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _fail(message: str, code: int = USAGE) -> NoReturn:
-    console.print(f"error: {message}", style="red", soft_wrap=True, markup=False)
-    raise typer.Exit(code)
