@@ -34,6 +34,8 @@ class Status(StrEnum):
     UNAVAILABLE = "unavailable"  # its library is not installed, or lacks the function
 
 
+_CALLS_AN_ORDER_WAS_KEPT = 500.0  # by rows `ours` before they said so themselves
+
 NOT_RUN = frozenset({Status.UNSUPPORTED, Status.UNAVAILABLE})
 FAILED = frozenset({Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.CRASHED})
 COMPLETED = frozenset({Status.OK, Status.DISAGREES, Status.IMPOSSIBLE})
@@ -134,7 +136,7 @@ class Agreement(_Frozen):
     diagnostics: Diagnostics | None = None
     eager_diagnostics: Diagnostics | None = None  # the same of eager arithmetic, to read them by
     checks: Checks | None = None
-    figures: dict[str, float] = {}  # what the implementation says of itself for this case; shown, not judged
+    figures: dict[str, float] = {}  # what the implementation says of itself; not judged, but see Record.amortised_ms
     failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
 
 
@@ -213,6 +215,21 @@ class Record(_Frozen):
         if self.interpreted and self.times is not None and self.times.fwd_bwd_ms:
             raise ValueError("times of a row that ran in the Triton interpreter")
         return self
+
+    @property
+    def amortised_ms(self) -> float:
+        """A call's share, in ms, of what the implementation does rarely and no sample holds, as it says; 0 from most.
+
+        Records from before it said so have the cost of a vocabulary order alone.
+        """
+        figures = self.agreement.figures if self.agreement is not None else {}
+        return figures.get("amortised_ms", figures.get("order_ms", 0.0) / self.amortised_calls)
+
+    @property
+    def amortised_calls(self) -> float:
+        """Over how many calls that work is kept."""
+        figures = self.agreement.figures if self.agreement is not None else {}
+        return figures.get("amortised_calls", _CALLS_AN_ORDER_WAS_KEPT)
 
     @property
     def as_expected(self) -> bool:

@@ -50,6 +50,9 @@ class TellsFigures(Protocol):
     `figures` takes what the loss function takes and the upstream gradient of the loss, and returns finite numbers by
     name: shares, bounds that it states, milliseconds of what it does rarely. It may compute the case, and leave
     gradients behind.
+
+    Two names mean something to the harness. `amortised_ms` is a call's share of what is done once in `amortised_calls`
+    calls and so is in no sample: reports add it to forward + backward, and to every ratio.
     """
 
     def figures(

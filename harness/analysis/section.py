@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.analysis.agreement_table import agreement_details
-from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
+from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, amortised, explanation, status_words
 from harness.analysis.formats import (
     DASH,
     error,
@@ -138,6 +138,8 @@ def _cells(record: Record, rows: Rows, best: Best, notes: Footnotes) -> list[str
         total = f"**{total}**"
     if record.interpreted and record.status in COMPLETED:
         total += f" {notes.mark(IN_THE_INTERPRETER)}"
+    if record.amortised_ms and row.fwd_bwd_ms is not None:
+        total += f" {notes.mark(amortised(record))}"
     words = explanation(record)
     status = "computed" if record.analytic else status_words(record.status)
     return [
