@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.process import Worker, WorkerFailure
-from harness.record import Agreement, Memory, Status, Times
+from harness.record import Agreement, Memory, Status, Stopped, Times
 from harness.suite import SuiteImplementation
 
 REFEREE = SuiteImplementation.model_construct(name="referee", path=None, options={})  # of no suite: runs nothing
@@ -27,6 +27,7 @@ class Player:
     opened: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[Any]] = field(default_factory=dict)  # of all turns so far, each with round and position
+    stopped: Stopped | None = None  # why it had no more turns; None if it failed or had none
     memory: Memory | None = None
     agreement: Agreement | None = None
     seconds: float = 0.0  # that its answers took
@@ -51,7 +52,7 @@ class Player:
 
     def times(self) -> Times | None:
         """What was timed of it; None if it never got ready."""
-        return Times(**self.samples, **self.settled) if self.opened else None
+        return Times(**self.samples, **self.settled, stopped=self.stopped) if self.opened else None
 
     def send(self, what: str, **arguments: Any) -> None:
         """Sends a request without waiting; nothing to a player that is out."""

@@ -4,7 +4,7 @@ Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are
 
 Format history
 1  first format. Fields that came later have defaults, so that older records load: options, figures, source_sha256,
-   times.position, again, probes, skips_work
+   times.position, again, probes, skips_work, times.stopped
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ FAILED = frozenset({Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.CRASHED})
 COMPLETED = frozenset({Status.OK, Status.DISAGREES, Status.IMPOSSIBLE})
 
 
+# why there were no more rounds: the ratio to the reference was known to the suite's target, or the budget was spent
+Stopped = Literal["known", "budget"]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +64,7 @@ class Times(_Frozen):
     throttle_reasons: list[int] = []  # NVML's bits
     first_call_s: float | None = None  # the first forward and backward, with whatever they compile
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
+    stopped: Stopped | None = None  # why it had no more rounds; None of what failed, and in older records
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Times:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ class CaseRunner:
     device_bytes: int
     gpu: dict[str, Any]  # what is known of it, for the floors of time; empty on a CPU
     logs: Path
+    deadline: float | None = None  # of the whole run, on time.monotonic
     _idle: dict[str, Worker] = field(default_factory=dict, init=False)
 
     def close(self) -> None:
@@ -98,7 +98,6 @@ class CaseRunner:
         second = Player(group.twice, second=True) if group.twice is not None else None
         companions = [player for player in (guest, second) if player is not None]
         referee = Player(REFEREE)
-        begin = time.monotonic()
         try:
             self._open(case, [*rows, *companions], referee, notice)
             statistics = referee.ask("statistics", self._timeout_s)
@@ -113,7 +112,7 @@ class CaseRunner:
                 reference = guest or next((r for r in rows if r.name == self.suite.reference and r.timed), None)
                 order = random.Random(f"{self.suite.seed} {case.id}")
                 measurement = self.suite.measurement_on(self.device)
-                rounds = Rounds(measurement, self._timeout_s, order, begin, notice)
+                rounds = Rounds(measurement, self._timeout_s, order, notice, self.deadline)
                 rounds.play([*rows, *([second] if second else [])], referee, reference)
             for companion in companions:
                 companion.release()  # is not judged: its memory is missing to those who are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -214,3 +215,25 @@ def test_in_groups_and_on_a_cpu_nobody_starts_early() -> None:
         runner.device = "cpu"
         runner.run(GEMMA2, lambda *_: None, more=True)
         assert not FakeWorker.alive
+
+
+def test_the_budget_of_the_rounds_is_not_spent_by_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening and settling take longer than the budget; a row that is not known plays on."""
+    settle, turn = FakeWorker._settle, FakeWorker._turn
+
+    def slow(self: FakeWorker) -> Any:
+        time.sleep(0.3)
+        return settle(self)
+
+    def noisy(self: FakeWorker, samples: int) -> Any:
+        taken = turn(self, samples)
+        if self.name == "noisy":
+            taken |= {key: [v * (1 + 0.1 * (self.turns % 3)) for v in taken[key]] for key in taken if "wd" in key}
+        return taken
+
+    monkeypatch.setattr(FakeWorker, "_settle", slow)
+    monkeypatch.setattr(FakeWorker, "_turn", noisy)
+    found = measure("noisy", measurement={"case_budget_s": 0.2})
+    times = found["noisy"].times
+    assert times is not None and times.stopped is not None
+    assert len(set(times.round)) > 10  # where a clock that began with the case would have stopped it at the minimum
