@@ -4,7 +4,8 @@ Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are
 
 Format history
 1  first format. Fields that came later have defaults, so that older records load: options, figures, source_sha256,
-   times.position, again, probes, skips_work, times.stopped
+   times.position, again, probes, skips_work, times.stopped,
+   times.device_allocations
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Times(_Frozen):
     power_w: list[float] = []
     temperature_c: list[int] = []
     throttle_reasons: list[int] = []  # NVML's bits
+    device_allocations: list[int] = []  # cudaMalloc's in each sample, by torch's allocator; empty on a CPU and in older
     first_call_s: float | None = None  # the first forward and backward, with whatever they compile
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
     stopped: Stopped | None = None  # why it had no more rounds; None of what failed, and in older records
@@ -70,7 +72,7 @@ class Times(_Frozen):
     def _equal_lengths(self) -> Times:
         lengths = {len(s) for s in (self.fwd_no_grad_ms, self.fwd_ms, self.bwd_ms, self.fwd_bwd_ms, self.round)}
         traces = (self.position, self.sm_clock_mhz, self.power_w, self.temperature_c, self.throttle_reasons)
-        lengths |= {len(trace) for trace in traces if trace}
+        lengths |= {len(trace) for trace in (*traces, self.device_allocations) if trace}
         if len(lengths) > 1:
             raise ValueError(f"samples of unequal number: {sorted(lengths)}")
         return self

@@ -24,7 +24,7 @@ from harness.worker import environment, probes, timing
 from harness.worker.attribution import peak_blocks
 from harness.worker.call import Call
 from harness.worker.capacity import largest_fits
-from harness.worker.device import free_bytes, limit_memory, release_cached_memory, synchronize
+from harness.worker.device import device_allocations, free_bytes, limit_memory, release_cached_memory, synchronize
 from harness.worker.failure import Unavailable
 from harness.worker.gpu_now import gpu_now
 from harness.worker.growth import device_growth
@@ -207,22 +207,35 @@ class ImplementationSession:
         return answer
 
     def turn(self, samples: int) -> Answer:
-        """One untimed call, then `samples` timed ones."""
+        """One untimed call, then `samples` timed ones.
+
+        If the first still asks the device for memory it becomes a second untimed call, and another takes its place.
+        """
         timing.warm_up(self.call)
         taken: dict[str, list[Any]] = {}
-        for _ in range(samples):
-            fwd_no_grad_ms, fwd_ms, bwd_ms = timing.sample(self.call, self.watch)
+        for position in range(samples):
+            (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample()
+            if position == 0 and asked:
+                (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample()
             measured = {
                 "fwd_no_grad_ms": fwd_no_grad_ms,
                 "fwd_ms": fwd_ms,
                 "bwd_ms": bwd_ms,
                 "fwd_bwd_ms": fwd_ms + bwd_ms,
                 **environment.gpu_state(self.nvml),
+                **({} if asked is None else {"device_allocations": asked}),
             }
             for key, value in measured.items():
                 taken.setdefault(key, []).append(value)
         self._yield_device()
         return dict(taken)
+
+    def _sample(self) -> tuple[tuple[float, float, float], int | None]:
+        """Milliseconds of a sample, and how often it had to ask the device for memory; None on a CPU."""
+        before = device_allocations(self.device)
+        taken = timing.sample(self.call, self.watch)
+        after = device_allocations(self.device)
+        return taken, None if before is None or after is None else after - before
 
     def agree(self, eager: dict[str, Any], max_excess: float) -> Answer:
         """Compares loss and gradients with the oracle, and calls with each other. `eager`: the referee's yardstick."""

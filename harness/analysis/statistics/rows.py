@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.analysis.statistics.detection import Finding, bimodality, drift, order_bias, too_wide
+from harness.analysis.statistics.detection import Finding, allocation, bimodality, drift, order_bias, too_wide
 from harness.analysis.statistics.ratio import NoiseFloor, noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.throttling import throttling
 from harness.analysis.statistics.turns import Turns, gemm_turns_of, paired, places_of, timed_turns, turns_of
@@ -57,6 +57,7 @@ def _statistics(
         _order_bias(turns, gemm, times),
         bimodality(turns),
         throttling(turns.name, times),
+        allocation(turns.name, times.device_allocations),
     )
     return RowStatistics(
         case_id=record.case_id,

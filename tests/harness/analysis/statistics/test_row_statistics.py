@@ -15,6 +15,7 @@ from harness.analysis.statistics.error_rates import simulated_case
 from harness.analysis.statistics.ratio import noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.rows import RowStatistics, row_statistics
 from harness.analysis.statistics.simulation import LIKE_H200, NOISE_AND_DRIFT, QUIET, SimulatedRun
+from harness.analysis.tables import markdown_report
 from harness.record import Probes, Record, Times
 
 MakeRecord = Callable[..., Record]
@@ -169,3 +170,17 @@ def test_a_reference_that_keeps_work_pays_in_every_group_and_against_itself(make
     for found in (beside["liger"].to_reference, stranger["liger"].to_reference):
         assert found is not None and found.estimate == pytest.approx(free.estimate / 2, rel=1e-2)
     assert beside["baseline"].noise is not None and beside["baseline"].noise.ratio.estimate == 1.0
+
+
+def test_samples_that_ask_the_device_for_memory_are_a_finding(make_record: MakeRecord) -> None:
+    records = _records(simulated_case(QUIET, 12, seed=0), make_record)
+    asked = [0] * 24
+    clean, asking = (
+        records[0].model_copy(update={"times": records[0].times.model_copy(update={"device_allocations": counts})})
+        for counts in (asked, [*asked[:20], 2, 0, 1, 0])
+    )
+    assert _by_name(row_statistics([clean]))["liger"].findings == ()
+    (finding,) = _by_name(row_statistics([asking]))["liger"].findings
+    assert (finding.kind, finding.sentence) == (Kind.ALLOCATION, "in 2 of 24 samples, 3 times")
+    report = markdown_report([asking, records[1]])
+    assert "Asked the device for memory (cudaMalloc) while timed: liger in 2 of 24 samples, 3 times." in report
