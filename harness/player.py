@@ -30,6 +30,7 @@ class Player:
     stopped: Stopped | None = None  # why it had no more turns; None if it failed or had none
     memory: Memory | None = None
     agreement: Agreement | None = None
+    judged_alone: bool = False  # its agreement is of another worker than its times, for memory's sake
     seconds: float = 0.0  # that its answers took
 
     @property
