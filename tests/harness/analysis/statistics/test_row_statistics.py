@@ -184,3 +184,19 @@ def test_samples_that_ask_the_device_for_memory_are_a_finding(make_record: MakeR
     assert (finding.kind, finding.sentence) == (Kind.ALLOCATION, "in 2 of 24 samples, 3 times")
     report = markdown_report([asking, records[1]])
     assert "Asked the device for memory (cudaMalloc) while timed: liger in 2 of 24 samples, 3 times." in report
+
+
+def test_what_is_not_distinguishably_slower_than_the_fastest_is_fast_too(make_record: MakeRecord) -> None:
+    tie, base = _records(simulated_case(LIKE_H200, 12, seed=0), make_record)
+    times = [tie.times.fwd_bwd_ms, base.times.fwd_bwd_ms]
+    assert sorted(times[0]) != sorted(times[1])
+    both = {"liger", "baseline"}
+    assert Rows([tie, base]).fastest([tie, base]) == both
+    slow = _records(simulated_case(LIKE_H200, 12, seed=0, slowdown=0.2), make_record)
+    assert Rows(slow).fastest(slow) == {"baseline"}
+    assert Rows(slow).fastest(slow[:1]) == {"liger"} and Rows(slow).fastest([]) == set()
+    other_rounds = base.model_copy(update={"gemm_ms": [1.0] * len(base.gemm_ms)})
+    assert len(Rows([tie, other_rounds]).fastest([tie, other_rounds])) == 1
+    table = next(part for part in markdown_report([tie, base]).split("\n\n") if "fwd+bwd ms" in part)
+    cells = [line.split("|")[7].strip() for line in table.splitlines() if line.split("|")[1].strip() in both]
+    assert len(cells) == 2 and all(cell.startswith("**") for cell in cells)
