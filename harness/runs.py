@@ -162,6 +162,7 @@ def execute(
         device_bytes=device_bytes(plan.device, machine),
         gpu=machine["gpu"] if plan.device == "cuda" else {},
         logs=directory.logs,
+        deadline=None if budget_s is None else begin + budget_s,
     )
     guesses = estimates(plan, todo)
     took, guessed = 0.0, 0.0

@@ -20,6 +20,7 @@ _HEADS = {  # of the lines that name rows with a finding
     Kind.ORDER_BIAS: "Order",
     Kind.THROTTLING: "Throttling",
     Kind.BIMODALITY: "Two clocks",
+    Kind.ALLOCATION: "Asked the device for memory (cudaMalloc) while timed",
 }
 
 
