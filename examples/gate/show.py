@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITE = Path(__file__).with_name("show.yaml")
 PACKAGES = ("implementations", "kernels")  # what is measured; what measures is the running harness
 
-CALL = "        return value\n\n    def figures("
-PLANTED_CALL = "        return _planted(self, value, input, linear_weight, target)\n\n    def figures("
+CALL = "target, linear_bias)\n        return value\n"
+PLANTED_CALL = "target, linear_bias)\n        return _planted(self, value, input, linear_weight, target)\n"
 PLANTS = {
     "none": "    return value\n",
     "gradients": "    return 1.02 * value - 0.02 * value.detach()\n",

@@ -43,7 +43,7 @@ def side_of(record: Record) -> Side:
         status=record.status,
         reason=record.reason,
         as_expected=record.as_expected,
-        time_ms=median(samples) if samples else None,
+        time_ms=median(samples) + record.amortised_ms if samples else None,
         memory=memory_of(record.memory),
         excess=excess_of(record.agreement),
     )
