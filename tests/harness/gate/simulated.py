@@ -149,7 +149,6 @@ def simulated_workers(gpu: SimulatedGpu) -> Iterator[None]:
     with (
         mock.patch.object(pair_runner, "Worker", SimulatedWorker),
         mock.patch.object(pair_gate, "Worker", SimulatedWorker),
-        mock.patch.object(pair_runner, "time", time),
         mock.patch.object(rounds, "time", time),
     ):
         yield
