@@ -20,8 +20,10 @@ class Diagnostics(_Frozen):
     largest; on an even sample of a large gradient.
     cold rows: rows of grad_weight that are never a target. Most rows are, and the norm of the whole does not see them;
     an optimizer that normalises each coordinate does.
-    missing rows are all zero although the true row has an element that the dtype represents: a tile, or a token, that
-    was forgotten. Where such rows are rare ones the norm of the whole hides them. More of them than eager has disagree.
+    missing rows are all zero although the true row has an element far above the dtype's underflow (2**20 times its
+    smallest normal number, for fp16 that itself) and, for grad_input, above 2**-10 of the median row's: a tile, or a
+    token, that was forgotten. Where such rows are rare ones the norm of the whole hides them. More of them than eager
+    has disagree.
     adamw_step_error: norm(u - u64) / norm(u64) of the first AdamW step on linear_weight, u = g / (|g| + 1e-8).
     """
 

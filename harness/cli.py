@@ -7,19 +7,18 @@ disagrees; 4 unexpected failure of a cell; 5 unfit environment; 6 inconclusive; 
 
 from __future__ import annotations
 
-import datetime
 import signal
-import tempfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from tabulate import tabulate
 
-from harness import __version__, inspection_commands, model_commands, reading_commands, runs, selection
+from harness import __version__, inspection_commands, model_commands, planning, reading_commands, runs, selection
+from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.gate import command as gate_command
 from harness.process import WorkerFailure
 from harness.progress import console
@@ -28,8 +27,6 @@ from harness.suite import Suite
 from harness.suite_file import load_suite
 from harness.yaml_source import InvalidFile, Mistake
 from implementations.registry import LOWER_BOUND
-
-USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
@@ -45,12 +42,6 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     html = "html"
-
-
-def fail(message: str, code: int = USAGE) -> NoReturn:
-    """Prints one error and ends the command."""
-    console.print(f"error: {message}", style="red", soft_wrap=True, markup=False)
-    raise typer.Exit(code)
 
 
 def read_suite(path: Path, to_be_run: bool = False) -> Suite:
@@ -91,7 +82,7 @@ def run(
     try:
         if resume is None:
             plan, machine = _new_plan(suite, only or [], skip or [], where or [], measuring=not dry_run)
-            directory = RunDirectory(out or _default_directory(plan.suite))
+            directory = RunDirectory(out or planning.default_directory(plan.suite))
         else:
             if only or skip or where or out:
                 fail("--resume continues what was planned: --only, --skip, --where and --out do not go with it")
@@ -100,7 +91,7 @@ def run(
         if dry_run:
             _print_plan(plan, directory)
             return
-        runs.check_options(plan, _scratch_log())
+        runs.check_options(plan, planning.scratch_log())
         if resume is None:
             directory.create(plan)
         left = runs.execute(directory, plan, machine, revision, budget)
@@ -126,15 +117,6 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _scratch_log() -> Path:
-    """A log of its own for a worker that belongs to no run; left behind, since an error message may name it."""
-    return Path(tempfile.mkdtemp(prefix="harness-")) / "worker.log"
-
-
-def _default_directory(suite: Suite) -> Path:
-    return Path("runs") / f"{suite.name}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-
-
 def _new_plan(
     path: Path | None, only: list[str], skip: list[str], where: list[str], measuring: bool = True
 ) -> tuple[Plan, dict[str, Any]]:
@@ -144,25 +126,17 @@ def _new_plan(
     suite = read_suite(path, to_be_run=measuring)
     rows = selection.implementations(suite, only, skip)
     condition = selection.condition(where)
-    machine = runs.environment(_scratch_log())
-    device = runs.choose_device(suite, machine) if measuring or suite.device == "auto" else suite.device
-    plan = Plan(
-        suite=suite,
-        device=device,
-        device_name=runs.device_name(device, machine),
-        implementations=rows,
-        where=condition,
-    )
-    if not plan.cases():
-        raise selection.InvalidSelection(f"--where {' --where '.join(where)} leaves no case of suite '{suite.name}'")
-    return plan, machine
+    machine = runs.environment(planning.scratch_log())
+    device = planning.device_for(suite, machine) if measuring or suite.device == "auto" else suite.device
+    asked_where = f"--where {' --where '.join(where)}"
+    return planning.new_plan(suite, rows, condition, machine, device, asked_where), machine
 
 
 def _resumed_plan(directory: RunDirectory, path: Path | None, another_gpu: bool) -> tuple[Plan, dict[str, Any]]:
     plan = directory.plan()
     if path is not None and read_suite(path) != plan.suite:
         fail(f"{path} is not the suite that {directory.path} was started with; start a new run, or leave it out")
-    machine = runs.environment(_scratch_log())
+    machine = runs.environment(planning.scratch_log())
     if plan.device == "cuda" and not machine["cuda_available"]:
         raise runs.UnfitEnvironment(f"{directory.path} was measured on {plan.device_name}; torch sees no GPU here")
     name = runs.device_name(plan.device, machine)
@@ -221,7 +195,7 @@ def list_everything(
     suite: Annotated[Path | None, typer.Argument(help="list the cells of this suite instead")] = None,
 ) -> None:
     """Lists implementations (and why one is not available) and suites, or the cells of one suite."""
-    log = _scratch_log()
+    log = planning.scratch_log()
     try:
         if suite is not None:
             plan, _machine = _new_plan(suite, [], [], [], measuring=False)
@@ -232,7 +206,7 @@ def list_everything(
     except runs.UnfitEnvironment as error:
         fail(str(error), UNFIT)
     except WorkerFailure as failure:
-        fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", runs.FAILED_CELL)
+        fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", FAILED_CELL)
     known = [(LOWER_BOUND, "yes: computed, not run"), *((n, f"no: {r}" if r else "yes") for n, r in available.items())]
     typer.echo(tabulate(known, headers=["implementation", "installed here"], tablefmt="github"))
     found = [(path, load_suite(path)) for path in sorted(Path("suites").glob("*.yaml"))]

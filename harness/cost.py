@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from harness.case import Case
 
 
-def gemm_flop(case: Case) -> int:
-    """Floating-point operations of one (N, D) x (D, V) product; a GEMM in this project is always this product."""
-    return 2 * case.tokens * case.hidden_size * case.vocab_size
+def gemm_flop(case: Case, tokens: int | None = None) -> int:
+    """Floating-point operations of one (N, D) x (D, V) product; a GEMM in this project is always this product.
+
+    `tokens`: of how many, where not of all N.
+    """
+    return 2 * (case.tokens if tokens is None else tokens) * case.hidden_size * case.vocab_size
+
+
+def counted_tokens(case: Case, statistics: Mapping[str, Any]) -> int:
+    """Tokens whose target is not ignored: who leaves the others out computes all there is to compute.
+
+    As the referee counted them (a record's input statistics), for the targets of a file may hold ignored ones of their
+    own; where it did not, as many as the case leaves.
+    """
+    counted = statistics.get("counted_rows")
+    return int(counted) if counted is not None else case.tokens - round(case.ignored_fraction * case.tokens)
 
 
 FORWARD_GEMMS = 1  # the logits
 FORWARD_BACKWARD_GEMMS = 3  # and the two gradients' products
 
 
-def forward_bytes(case: Case) -> int:
-    """Bytes that a forward cannot help to move: it reads its inputs and writes its loss, each once."""
-    return input_bytes(case) + loss_floor_bytes(case)
+def forward_bytes(case: Case, counted: int) -> int:
+    """Bytes that a forward cannot help to move: it reads its inputs and writes its loss, each once.
+
+    Of the input it needs the `counted` tokens' rows, and neither weights nor bias where no token counts.
+    """
+    ignored = (case.tokens - counted) * case.hidden_size * case.itemsize
+    read = input_bytes(case) - ignored if counted else 8 * case.tokens
+    return read + loss_floor_bytes(case)
 
 
-def forward_backward_bytes(case: Case) -> int:
+def forward_backward_bytes(case: Case, counted: int) -> int:
     """Bytes that forward and backward together cannot help to move: inputs, loss and gradients, each once."""
-    return forward_bytes(case) + gradient_floor_bytes(case)
+    return forward_bytes(case, counted) + gradient_floor_bytes(case)
 
 
 def logits_bytes(case: Case) -> int:

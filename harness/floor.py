@@ -1,8 +1,9 @@
 """How fast a GPU can be at most: a time below this is an error of the measurement or of the work, not a record.
 
-Two floors. The arithmetic: 1 product for the forward and 3 for forward and backward, at the tensor cores' peak rate and
-the highest clock; no real kernel comes near it, a cuBLAS product reaches about three quarters. The bytes: what must be
-read and written once, at the memory's peak rate, less what may still wait in the L2 cache to be written.
+Two floors. The arithmetic: 1 product for the forward and 3 for forward and backward, of the tokens that count, at the
+tensor cores' peak rate and the highest clock; no real kernel comes near it, a cuBLAS product reaches about three
+quarters. The bytes: what must be read and written once, at the memory's peak rate, less what may still wait in the L2
+cache to be written.
 """
 
 from __future__ import annotations
@@ -43,23 +44,27 @@ class Floors:
         return max(known, default=None)
 
 
-def time_floors(case: Case, gpu: Mapping[str, Any], copied_bytes_per_s: float = 0.0) -> dict[str, Floors]:
+def time_floors(
+    case: Case, gpu: Mapping[str, Any], statistics: Mapping[str, Any], copied_bytes_per_s: float = 0.0
+) -> dict[str, Floors]:
     """The floors of each kind of sample on `gpu` (a record's environment), by the name of its column.
 
+    `statistics`: the referee's, of the inputs (a record's); an ignored token costs no product.
     float32 counts at the same rate: TF32 products, which are slower, stay above it. `copied_bytes_per_s` is what a copy
     reached: where it is more than the clocks promise, they were misread.
     """
     flop_per_s, bytes_per_s, cached = _peak_flop_per_s(gpu), _peak_bytes_per_s(gpu), gpu.get("l2_bytes") or 0
+    counted = cost.counted_tokens(case, statistics)
     if bytes_per_s is not None:
         bytes_per_s = max(bytes_per_s, copied_bytes_per_s)
     return {
         key: Floors(
-            None if flop_per_s is None else gemms * cost.gemm_flop(case) / flop_per_s * 1e3,
+            None if flop_per_s is None else gemms * cost.gemm_flop(case, counted) / flop_per_s * 1e3,
             None if bytes_per_s is None else max(0, moved - cached) / bytes_per_s * 1e3,
         )
         for key, gemms, moved in (
-            ("fwd_no_grad_ms", cost.FORWARD_GEMMS, cost.forward_bytes(case)),
-            ("fwd_bwd_ms", cost.FORWARD_BACKWARD_GEMMS, cost.forward_backward_bytes(case)),
+            ("fwd_no_grad_ms", cost.FORWARD_GEMMS, cost.forward_bytes(case, counted)),
+            ("fwd_bwd_ms", cost.FORWARD_BACKWARD_GEMMS, cost.forward_backward_bytes(case, counted)),
         )
     }
 

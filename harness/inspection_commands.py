@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from harness.exits import UNFIT, USAGE, fail
 from harness.model_commands import Device
 from harness.progress import console
 
 app = typer.Typer()
 
-USAGE, UNFIT = 2, 5
-
 
 def _note(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    console.print(f"error: {message}", style="red", soft_wrap=True, markup=False)
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -42,9 +36,9 @@ def selftest(
     try:
         findings, name = command.selftest(out, device.value, _note)
     except runs.UnfitEnvironment as error:
-        _fail(str(error), UNFIT)
+        fail(str(error), UNFIT)
     except UnusableRun as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     done = {found.fault.name for found in findings}
     left_out = [fault for fault in faults_on("cuda") if fault.name not in done]
     typer.echo(command.as_table(findings, left_out))
@@ -62,7 +56,7 @@ def doctor() -> None:
     try:
         found = body.diagnose(Path(tempfile.mkdtemp(prefix="harness-doctor-")), _note)
     except runs.UnfitEnvironment as error:
-        _fail(str(error), UNFIT)
+        fail(str(error), UNFIT)
     typer.echo(body.as_text(found))
     raise typer.Exit(UNFIT if found.unfit else 0)
 
@@ -88,18 +82,18 @@ def capacity(
 
     for name in only or []:
         if name not in REGISTRY:
-            _fail(f"no implementation is called '{name}'{nearest(name, list(REGISTRY))}", USAGE)
+            fail(f"no implementation is called '{name}'{nearest(name, list(REGISTRY))}", USAGE)
     cards = sorted(set(card or [24, 40, 80]))
     logs = Path(tempfile.mkdtemp(prefix="harness-capacity-"))
     try:
         machine = runs.environment(logs / "environment.log")
     except runs.UnfitEnvironment as error:
-        _fail(str(error), UNFIT)
+        fail(str(error), UNFIT)
     if not machine["cuda_available"]:
-        _fail("torch sees no CUDA GPU here, and a CPU has no allocator that could be limited", UNFIT)
+        fail("torch sees no CUDA GPU here, and a CPU has no allocator that could be limited", UNFIT)
     largest = int(machine["gpu"]["memory_bytes"]) / body.GIB
     if cards[-1] > largest:
-        _fail(f"--card {cards[-1]}: this GPU has {largest:.0f} GiB, and only smaller cards can be acted", UNFIT)
+        fail(f"--card {cards[-1]}: this GPU has {largest:.0f} GiB, and only smaller cards can be acted", UNFIT)
     case = Case(
         tokens=1,
         hidden_size=hidden_size,

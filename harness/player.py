@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.process import Worker, WorkerFailure
-from harness.record import Agreement, Memory, Status, Times
+from harness.record import Agreement, Memory, Status, Stopped, Times
 from harness.suite import SuiteImplementation
 
+AGAIN = "-again"  # the end of the name of a row's second worker
 REFEREE = SuiteImplementation.model_construct(name="referee", path=None, options={})  # of no suite: runs nothing
 
 
@@ -27,14 +28,16 @@ class Player:
     opened: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[Any]] = field(default_factory=dict)  # of all turns so far, each with round and position
+    stopped: Stopped | None = None  # why it had no more turns; None if it failed or had none
     memory: Memory | None = None
     agreement: Agreement | None = None
+    judged_alone: bool = False  # its agreement is of another worker than its times, for memory's sake
     seconds: float = 0.0  # that its answers took
 
     @property
     def name(self) -> str:
         """As logs and progress call it."""
-        return self.implementation.name + ("-again" if self.second else "")
+        return self.implementation.name + (AGAIN if self.second else "")
 
     @property
     def active(self) -> bool:
@@ -51,7 +54,7 @@ class Player:
 
     def times(self) -> Times | None:
         """What was timed of it; None if it never got ready."""
-        return Times(**self.samples, **self.settled) if self.opened else None
+        return Times(**self.samples, **self.settled, stopped=self.stopped) if self.opened else None
 
     def send(self, what: str, **arguments: Any) -> None:
         """Sends a request without waiting; nothing to a player that is out."""

@@ -73,6 +73,11 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._process.poll() is None
+
     def request(self, what: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
         """Sends a request and waits for its answer. Raises WorkerFailure, after which the worker is gone."""
         self.send(what, **arguments)

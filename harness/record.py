@@ -4,7 +4,8 @@ Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are
 
 Format history
 1  first format. Fields that came later have defaults, so that older records load: options, figures, source_sha256,
-   times.position, again, probes, skips_work
+   times.position, again, probes, skips_work, times.stopped,
+   times.device_allocations
 """
 
 from __future__ import annotations
@@ -34,9 +35,15 @@ class Status(StrEnum):
     UNAVAILABLE = "unavailable"  # its library is not installed, or lacks the function
 
 
+_CALLS_AN_ORDER_WAS_KEPT = 500.0  # by rows `ours` before they said so themselves
+
 NOT_RUN = frozenset({Status.UNSUPPORTED, Status.UNAVAILABLE})
 FAILED = frozenset({Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.CRASHED})
 COMPLETED = frozenset({Status.OK, Status.DISAGREES, Status.IMPOSSIBLE})
+
+
+# why there were no more rounds: the ratio to the reference was known to the suite's target, or the budget was spent
+Stopped = Literal["known", "budget"]
 
 
 class _Frozen(BaseModel):
@@ -56,14 +63,16 @@ class Times(_Frozen):
     power_w: list[float] = []
     temperature_c: list[int] = []
     throttle_reasons: list[int] = []  # NVML's bits
+    device_allocations: list[int] = []  # cudaMalloc's in each sample, by torch's allocator; empty on a CPU and in older
     first_call_s: float | None = None  # the first forward and backward, with whatever they compile
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
+    stopped: Stopped | None = None  # why it had no more rounds; None of what failed, and in older records
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Times:
         lengths = {len(s) for s in (self.fwd_no_grad_ms, self.fwd_ms, self.bwd_ms, self.fwd_bwd_ms, self.round)}
         traces = (self.position, self.sm_clock_mhz, self.power_w, self.temperature_c, self.throttle_reasons)
-        lengths |= {len(trace) for trace in traces if trace}
+        lengths |= {len(trace) for trace in (*traces, self.device_allocations) if trace}
         if len(lengths) > 1:
             raise ValueError(f"samples of unequal number: {sorted(lengths)}")
         return self
@@ -134,7 +143,7 @@ class Agreement(_Frozen):
     diagnostics: Diagnostics | None = None
     eager_diagnostics: Diagnostics | None = None  # the same of eager arithmetic, to read them by
     checks: Checks | None = None
-    figures: dict[str, float] = {}  # what the implementation says of itself for this case; shown, not judged
+    figures: dict[str, float] = {}  # what the implementation says of itself; not judged, but see Record.amortised_ms
     failures: list[str] = []  # every limit that was broken, in words; empty means the implementation agrees
 
 
@@ -213,6 +222,21 @@ class Record(_Frozen):
         if self.interpreted and self.times is not None and self.times.fwd_bwd_ms:
             raise ValueError("times of a row that ran in the Triton interpreter")
         return self
+
+    @property
+    def amortised_ms(self) -> float:
+        """A call's share, in ms, of what the implementation does rarely and no sample holds, as it says; 0 from most.
+
+        Records from before it said so have the cost of a vocabulary order alone.
+        """
+        figures = self.agreement.figures if self.agreement is not None else {}
+        return figures.get("amortised_ms", figures.get("order_ms", 0.0) / self.amortised_calls)
+
+    @property
+    def amortised_calls(self) -> float:
+        """Over how many calls that work is kept."""
+        figures = self.agreement.figures if self.agreement is not None else {}
+        return figures.get("amortised_calls", _CALLS_AN_ORDER_WAS_KEPT)
 
     @property
     def as_expected(self) -> bool:

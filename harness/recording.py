@@ -36,7 +36,7 @@ class Recorder:
         if status is None and player.agreement is not None and player.agreement.failures:
             status, reason = Status.DISAGREES, "; ".join(player.agreement.failures)
         if status is None:
-            floors = time_floors(self.case, self.gpu, _copied_bytes_per_s(referee))
+            floors = time_floors(self.case, self.gpu, statistics or {}, _copied_bytes_per_s(referee))
             reason = below_floor(player.samples, floors, player.opened.get("skips_work", False))
             status = Status.IMPOSSIBLE if reason else None
         return self._record(

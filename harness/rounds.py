@@ -22,32 +22,46 @@ class Rounds:
     """The timed phase of a group. Samples are left with the players, each with its round and its place in it.
 
     Everyone plays the minimum. Beyond it those play on whose ratio to the reference is not known to `target_interval`,
-    with the reference and the referee, until all are or the case has taken its budget.
+    with the reference and the referee, until all are or the rounds have taken their budget. Each player is left with
+    which of the two it was, where it did not fail.
     """
 
     measurement: Measurement
     timeout_s: float
     order: random.Random
-    begin: float  # of the case, on time.monotonic
     notice: Notice
+    deadline: float | None = None  # of the whole run, on time.monotonic
     unknown: Callable[[Sequence[Player]], Sequence[Player]] | None = None  # who plays on, in place of the rule above
 
     def play(self, players: Sequence[Player], referee: Player, reference: Player | None) -> None:
         """Plays until enough is known. A player that fails is out; the round goes on without it."""
         number, playing = 0, [player for player in players if player.timed]
+        end = self._end()
         while any(player.active for player in playing):
             always = [referee] if reference is None or reference in playing else [referee, reference]
             self._round(number, [*always, *playing])
             number += 1
             if number < self.measurement.minimum_rounds:
                 continue
-            if time.monotonic() - self.begin > self.measurement.case_budget_s:
-                break
             timed = [player for player in players if player.timed]
             if self.unknown is not None:
                 playing = list(self.unknown(timed))
             else:
                 playing = [player for player in timed if self._is_wide(player, players, referee, reference)]
+            if time.monotonic() > end:
+                break
+        for player in players:
+            if player.timed:  # the reference plays for the others' sake and is known when they are
+                unknown = player in playing or (player is reference and bool(playing))
+                player.stopped = "budget" if unknown else "known"
+
+    def _end(self) -> float:
+        """When rounds beyond the minimum end, on time.monotonic; half of what is left of the run is for judging."""
+        now = time.monotonic()
+        left = self.measurement.case_budget_s
+        if self.deadline is not None:
+            left = min(left, (self.deadline - now) / 2)
+        return now + left
 
     def _round(self, number: int, playing: list[Player]) -> None:
         self.order.shuffle(playing)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from harness import cost, provenance
 from harness.case import Case
+from harness.exits import DISAGREES, FAILED_CELL
 from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import FAILED, Provenance, Record, Status
@@ -19,8 +20,6 @@ from harness.run_directory import Plan, RunDirectory
 from harness.scheduler import CaseRunner
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
-
-FAILED_CELL, DISAGREEING_CELL = 4, 3  # exit codes
 
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
 
@@ -131,11 +130,16 @@ def estimates(plan: Plan, cases: Sequence[Case]) -> list[float]:
 
 
 def execute(
-    directory: RunDirectory, plan: Plan, machine: dict[str, Any], revision: str | None, budget_s: float | None
+    directory: RunDirectory,
+    plan: Plan,
+    machine: dict[str, Any],
+    revision: str | None,
+    budget_s: float | None,
+    argv: list[str] | None = None,
 ) -> list[Case]:
     """Measures the cases of `plan` that `directory` lacks. Stops before one that would not fit `budget_s`.
 
-    Returns the cases that are left for a later call.
+    `argv` is the command to record; None: the harness's own. Returns the cases that are left for a later call.
     """
     begin = time.monotonic()
     done = directory.complete_cases(plan)
@@ -149,7 +153,7 @@ def execute(
         provenance=Provenance(
             commit=commit,
             dirty=dirty,
-            argv=provenance.command_line(),
+            argv=provenance.command_line() if argv is None else argv,
             started=provenance.now(),
             device=plan.device,
             device_name=plan.device_name,
@@ -158,6 +162,7 @@ def execute(
         device_bytes=device_bytes(plan.device, machine),
         gpu=machine["gpu"] if plan.device == "cuda" else {},
         logs=directory.logs,
+        deadline=None if budget_s is None else begin + budget_s,
     )
     guesses = estimates(plan, todo)
     took, guessed = 0.0, 0.0
@@ -188,4 +193,4 @@ def exit_code(records: Sequence[Record]) -> int:
     unexpected = {record.status for record in records if not record.as_expected}
     if unexpected & FAILED:
         return FAILED_CELL
-    return DISAGREEING_CELL if unexpected & {Status.DISAGREES, Status.IMPOSSIBLE} else 0
+    return DISAGREES if unexpected & {Status.DISAGREES, Status.IMPOSSIBLE} else 0

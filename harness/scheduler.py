@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ class CaseRunner:
     device_bytes: int
     gpu: dict[str, Any]  # what is known of it, for the floors of time; empty on a CPU
     logs: Path
+    deadline: float | None = None  # of the whole run, on time.monotonic
     _idle: dict[str, Worker] = field(default_factory=dict, init=False)
 
     def close(self) -> None:
@@ -59,16 +59,23 @@ class CaseRunner:
         records: dict[str, Record] = {}
         groups = groups_of(measured, self.suite.reference, self._twice(measured), self._places(case))
         for group in groups:
-            found = self._run_group(case, group, notice, start_ahead=more and len(groups) == 1)
-            for position, implementation in enumerate(group.rows):
-                beside = len(group.rows) > 1 or group.guest is not None or group.twice is not None
-                if found[position].status is Status.OUT_OF_MEMORY and self.device == "cuda" and beside:
-                    notice(implementation.name, "again, alone")  # the workers beside it held memory too
-                    found[position] = self._run_group(case, Group((implementation,)), notice)[0]
-            records |= {record.implementation: record for record in found}
+            for row, first in self._run_group(case, group, notice, start_ahead=more and len(groups) == 1):
+                found = [(row, first)]
+                if self._is_crowded_out(row, group) and not row.judged_alone:
+                    notice(row.name, "again, alone")  # the workers beside it held memory too
+                    self._make_room()
+                    found = self._run_group(case, Group((row.implementation,)), notice)
+                records[row.name] = found[0][1]
+            if more and len(groups) == 1:  # whoever did not start beside the judging, for a row was to be run again
+                self._start_ahead(_names(group))
         if any(implementation.name == LOWER_BOUND for implementation in self.implementations):
             records[LOWER_BOUND] = self._recorder(case).of_lower_bound()
         return [records[i.name] for i in self.implementations]
+
+    def _is_crowded_out(self, row: Player, group: Group) -> bool:
+        """Whether it ran out of memory beside workers that held some."""
+        beside = len(group.rows) > 1 or group.guest is not None or group.twice is not None
+        return row.status is Status.OUT_OF_MEMORY and self.device == "cuda" and beside
 
     @property
     def _phases(self) -> Sequence[str]:
@@ -91,14 +98,15 @@ class CaseRunner:
     def _recorder(self, case: Case) -> Recorder:
         return Recorder(self.suite, case, self.provenance, self.gpu)
 
-    def _run_group(self, case: Case, group: Group, notice: Notice, start_ahead: bool = False) -> list[Record]:
-        """The records of the group's rows, in their order."""
+    def _run_group(
+        self, case: Case, group: Group, notice: Notice, start_ahead: bool = False
+    ) -> list[tuple[Player, Record]]:
+        """The group's rows with their records, in their order."""
         rows = [Player(row) for row in group.rows]
         guest = Player(group.guest) if group.guest is not None and "time" in self._phases else None
         second = Player(group.twice, second=True) if group.twice is not None else None
         companions = [player for player in (guest, second) if player is not None]
         referee = Player(REFEREE)
-        begin = time.monotonic()
         try:
             self._open(case, [*rows, *companions], referee, notice)
             statistics = referee.ask("statistics", self._timeout_s)
@@ -111,34 +119,68 @@ class CaseRunner:
                         row.memory = Memory.model_validate(answer)
             if "time" in self._phases:
                 reference = guest or next((r for r in rows if r.name == self.suite.reference and r.timed), None)
-                rounds = self._rounds(case, begin, notice)
+                rounds = self._rounds(case, notice)
                 rounds.play([*rows, *([second] if second else [])], referee, reference)
             for companion in companions:
                 companion.release()  # is not judged: its memory is missing to those who are
-            if start_ahead and self.device == "cuda" and self._phases != ["agreement"]:
-                self._start_ahead([referee, *rows, *companions])
+            if start_ahead and not any(self._is_crowded_out(row, group) for row in rows):
+                self._start_ahead(_names(group))
+            timed = [row for row in rows if row.active]
             if "agreement" in self._phases:
                 self._judge(rows, referee, notice)
         finally:
             for player in [*rows, *companions, referee]:
                 self._dismiss(player)
+        for row in timed:
+            if self._is_crowded_out(row, group):  # by those that wait to be judged: its times are good
+                self._judge_alone(case, row, notice)
         recorder = self._recorder(case)
         return [
-            recorder.of_player(row, referee, statistics, second if row.implementation == group.twice else None, guest)
+            (
+                row,
+                recorder.of_player(
+                    row, referee, statistics, second if row.implementation == group.twice else None, guest
+                ),
+            )
             for row in rows
         ]
 
-    def _rounds(self, case: Case, begin: float, notice: Notice) -> Rounds:
+    def _rounds(self, case: Case, notice: Notice) -> Rounds:
         order = random.Random(f"{self.suite.seed} {case.id}")
-        return Rounds(self.suite.measurement_on(self.device), self._timeout_s, order, begin, notice)
+        return Rounds(self.suite.measurement_on(self.device), self._timeout_s, order, notice, self.deadline)
 
-    def _start_ahead(self, players: Sequence[Player]) -> None:
+    def _start_ahead(self, names: Sequence[str]) -> None:
         """Workers for the next case, which import their libraries while this one is judged and nothing is timed."""
-        for player in players:
-            self._idle[player.name] = self._start(player)
+        if self.device != "cuda" or self._phases == ["agreement"]:
+            return
+        for name in names:
+            waiting = self._idle.get(name)
+            if waiting is None or not waiting.running:
+                self._keep(name, self._start(name))
 
-    def _start(self, player: Player) -> Worker:
-        return Worker(self.logs / f"{player.name}.log")
+    def _make_room(self) -> None:
+        """Ends workers that are kept with their tensors, as they are where agreement is all that is measured."""
+        if self._phases == ["agreement"]:
+            self.close()
+
+    def _keep(self, name: str, worker: Worker) -> None:
+        """Lets the worker wait for the next case, and ends one that waited in its place."""
+        if name in self._idle:
+            self._idle.pop(name).kill()
+        self._idle[name] = worker
+
+    def _worker(self, name: str) -> Worker:
+        """The one that waits, if it still lives, or a new one."""
+        waiting = self._idle.pop(name, None)
+        if waiting is not None and waiting.running:
+            return waiting
+        if waiting is not None:
+            waiting.kill()
+        return self._start(name)
+
+    def _start(self, name: str) -> Worker:
+        """A new worker for a player of that name."""
+        return Worker(self.logs / f"{name}.log")
 
     def _open(self, case: Case, players: list[Player], referee: Player, notice: Notice) -> None:
         """Starts all workers and lets them draw their inputs at the same time: nothing is measured yet."""
@@ -150,7 +192,7 @@ class CaseRunner:
         }
 
         def start(player: Player) -> None:
-            player.worker = self._idle.pop(player.name, None) or self._start(player)
+            player.worker = self._worker(player.name)
             if player is referee:
                 player.send("open_referee", **common)
             else:
@@ -198,7 +240,7 @@ class CaseRunner:
         """Ends the player's worker, or keeps it for the next case where that cannot bias a time."""
         healthy = player.worker is not None and player.status in (None, Status.UNSUPPORTED)
         if healthy and player.worker is not None and self._phases == ["agreement"]:
-            self._idle[player.name] = player.worker
+            self._keep(player.name, player.worker)
         else:
             player.release()
 
@@ -216,11 +258,30 @@ class CaseRunner:
             if answer is not None:
                 row.agreement = Agreement.model_validate(answer)
 
+    def _judge_alone(self, case: Case, row: Player, notice: Notice) -> None:
+        """Agreement once more with a new worker and a new referee, and nobody else; times and memory stay."""
+        notice(row.name, "agreement again, alone")
+        row.status, row.reason, row.judged_alone = None, None, True
+        referee = Player(REFEREE)
+        self._make_room()
+        try:
+            self._open(case, [row], referee, notice)
+            self._judge([row], referee, notice)
+        finally:
+            for player in (row, referee):
+                self._dismiss(player)
+
     def _active(self, rows: Sequence[Player], phase: str, notice: Notice) -> Iterator[Player]:
         for row in rows:
             if row.active:
                 notice(row.name, phase)
                 yield row
+
+
+def _names(group: Group) -> list[str]:
+    """Of all workers that a group with the same rows will have, as `Player.name` has them."""
+    again = [] if group.twice is None else [Player(group.twice, second=True).name]
+    return [REFEREE.name, *(row.name for row in group.rows), *again]
 
 
 def _side_by_side(

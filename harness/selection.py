@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import yaml
 from pydantic import ValidationError
 
 from harness.suite import Suite, Where
-from harness.yaml_source import Source, mistakes_of, nearest
+from harness.yaml_source import Source, as_in_a_file, mistakes_of, nearest
 
 
 class InvalidSelection(ValueError):
     """An option that selects nothing, or something that does not exist; one clear sentence."""
 
 
-def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[str]:
-    """Names of the suite's rows that the options keep, in the suite's order. Raises InvalidSelection."""
+def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str], prefix: str = "--") -> list[str]:
+    """Names of the suite's rows that the options keep, in the suite's order.
+
+    Raises InvalidSelection; `prefix` is how the one who is to read it spells options.
+    """
     names = [row.name for row in suite.implementations]
-    for option, given in (("--only", only), ("--skip", skip)):
+    for option, given in ((f"{prefix}only", only), (f"{prefix}skip", skip)):
         for name in given:
             if name not in names:
                 hint = f"; repeat {option} for each" if "," in name else nearest(name, names)
@@ -28,7 +31,7 @@ def implementations(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> l
                 )
     kept = [name for name in names if (not only or name in only) and name not in skip]
     if not kept:
-        raise InvalidSelection(f"--only and --skip leave no implementation of suite '{suite.name}'")
+        raise InvalidSelection(f"{prefix}only and {prefix}skip leave no implementation of suite '{suite.name}'")
     return kept
 
 
@@ -46,11 +49,17 @@ def condition(expressions: Sequence[str]) -> Where:
         if key in values:
             raise InvalidSelection(f"--where {expression}: {key} is given twice; put | between its values")
         values[key] = [_value(expression, text.strip()) for text in alternatives.split("|")]
+    return matching(values, "--where")
+
+
+def matching(values: Mapping[str, object], option: str = "where") -> Where:
+    """The condition that keys and values, written as in a suite, say together. Raises InvalidSelection."""
+    source = Source(option, as_in_a_file(values))
     try:
-        return Where.model_validate(values)
+        return Where.model_validate(source.data)
     except ValidationError as error:
-        mistakes = mistakes_of(error, Source("--where", values), Where)
-        raise InvalidSelection("; ".join(f"--where {m.message}" for m in mistakes)) from error
+        mistakes = mistakes_of(error, source, Where)
+        raise InvalidSelection("; ".join(f"{option} {m.message}" for m in mistakes)) from error
 
 
 def _value(expression: str, text: str) -> object:

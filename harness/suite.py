@@ -171,7 +171,7 @@ class Measurement(_Model):
     minimum_rounds: Annotated[int, Field(ge=1)] = 10
     samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
     target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the 95 % interval of the ratio / the ratio
-    case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when a case has taken this
+    case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when all have taken this
 
     @field_validator("phases")
     @classmethod

@@ -1,4 +1,4 @@
-"""Suite files: from YAML to a `Suite`, or to every mistake with its line."""
+"""Suite files, and mappings in place of them: from plain data to a `Suite`, or to every mistake with its line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def load_suite(path: Path, to_be_run: bool = False) -> Suite:
     if not path.exists() and shipped.is_file():
         message = f"cannot be read: No such file or directory, did you mean {shipped}?"
         raise InvalidFile([Mistake(str(path), None, message)])
-    source = read_yaml(path)
+    return suite_of(read_yaml(path), to_be_run)
+
+
+def suite_of(source: Source, to_be_run: bool = False) -> Suite:
+    """The suite in `source`; as `load_suite`."""
     try:
         suite = Suite.model_validate(source.data)
     except ValidationError as error:

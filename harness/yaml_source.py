@@ -1,10 +1,13 @@
-"""YAML files with the line of every key, so that a mistake is reported as file:line with all others of its file."""
+"""YAML files with the line of every key, so that a mistake is reported as file:line with all others of its file.
+
+A mapping that a program made, in place of a file, has keys and no lines.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +51,13 @@ class InvalidFile(ValueError):
 
 @dataclass
 class Source:
-    """A parsed YAML mapping: plain values, and the line of each location in it."""
+    """A parsed YAML mapping: plain values, and the line of each location in it; None where there is no file."""
 
     file: str
     data: dict[str, Any]
-    lines: dict[Location, int] = field(default_factory=dict)
+    lines: dict[Location, int | None] = field(default_factory=dict)
 
-    def line(self, location: Location) -> int:
+    def line(self, location: Location) -> int | None:
         """The line of `location`, or of the nearest thing that contains it."""
         while location not in self.lines and location:
             location = location[:-1]
@@ -102,6 +105,27 @@ def read_yaml(path: Path) -> Source:
     if duplicates:
         raise InvalidFile(duplicates)
     return source
+
+
+def in_memory(name: str, data: Mapping[str, Any]) -> Source:
+    """A mapping that stands in no file: mistakes in it have `name` and their key."""
+    source = Source(name, as_in_a_file(data))
+    source.lines = dict.fromkeys(_locations(source.data, ()))
+    return source
+
+
+def as_in_a_file(value: Any) -> Any:
+    """`value` with dicts and lists for the mappings and sequences in it, as YAML has no others."""
+    if isinstance(value, Mapping):
+        return {key: as_in_a_file(item) for key, item in value.items()}
+    return [as_in_a_file(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _locations(value: Any, here: Location) -> Iterator[Location]:
+    yield here
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _locations(item, (*here, key))
 
 
 def _hint(problem: str, text: str, line: int) -> str:

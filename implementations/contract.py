@@ -44,12 +44,37 @@ class LossFunction(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """A loss function that keeps something from call to call which it fits to a batch, such as an order of the classes.
+
+    `prepare` is called once, before any other call, with another batch over the same linear_weight: nothing that is
+    kept may be fitted to the tokens that are timed again and again. What it costs is told as `amortised_ms` (below).
+    """
+
+    def prepare(
+        self,
+        input: Tensor,  # (N, D), not that of the calls
+        linear_weight: Tensor,  # (V, D)
+        target: Tensor,  # (N,), not that of the calls
+        *,
+        linear_bias: Tensor | None,  # (V,)
+        label_smoothing: float,
+        ignore_index: int,
+        softcap: float | None,
+        reduction: Reduction,
+    ) -> None: ...
+
+
+@runtime_checkable
 class TellsFigures(Protocol):
     """A loss function that can say how it computes a case: numbers that the report shows and nobody judges.
 
     `figures` takes what the loss function takes and the upstream gradient of the loss, and returns finite numbers by
     name: shares, bounds that it states, milliseconds of what it does rarely. It may compute the case, and leave
     gradients behind.
+
+    Two names mean something to the harness. `amortised_ms` is a call's share of what is done once in `amortised_calls`
+    calls and so is in no sample: reports add it to forward + backward, and to every ratio.
     """
 
     def figures(

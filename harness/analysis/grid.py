@@ -59,7 +59,7 @@ def agreement_tables(records: Sequence[Record]) -> list[str]:
 
 
 def summary_table(records: Sequence[Record], rows: Rows) -> str:
-    """fwd+bwd time in GEMMs, a case per row; the best ok row in bold, one that is not ok in parentheses."""
+    """fwd+bwd time in GEMMs, a case per row; the fastest ok rows in bold, one that is not ok in parentheses."""
 
     def cell(record: Record, others: Mapping[str, Record]) -> str:
         return _time_in_gemms(record, others, rows)
@@ -101,6 +101,5 @@ def _time_in_gemms(record: Record, others: Mapping[str, Record], rows: Rows) -> 
         return DASH if record.status in NOT_RUN | {Status.OK} else status_words(record.status)
     if record.status is not Status.OK:
         return f"({ratio(value)})"
-    rivals = [rows.of(other).fwd_bwd_gemms for other in others.values() if other.status is Status.OK]
-    best = min(rival for rival in rivals if rival is not None)
-    return f"**{ratio(value)}**" if value == best else ratio(value)
+    rivals = [other for other in others.values() if other.status is Status.OK]
+    return f"**{ratio(value)}**" if record.implementation in rows.fastest(rivals) else ratio(value)

@@ -87,6 +87,7 @@ COLUMNS = (
     Column("retained MiB", _mib("retained_bytes"), _size),
     Column("samples", lambda _, row: row.samples or None),
     Column("rounds", lambda _, row: row.rounds or None),
+    Column("of fwd+bwd amortised ms", lambda _, row: row.amortised_ms or None, formats.ms),
     Column("fwd+bwd ms, low end", _field("fwd_bwd_ms_low"), formats.ms),
     Column("fwd+bwd ms, high end", _field("fwd_bwd_ms_high"), formats.ms),
     Column("time in GEMMs, low end", _field("fwd_bwd_gemms_low"), formats.ratio),

@@ -10,7 +10,7 @@ from harness.analysis.rows import Rows
 from harness.analysis.statistics.detection import Finding, Kind
 from harness.analysis.statistics.rows import GEMM, TARGET_INTERVAL, gemm_findings
 from harness.case import Case
-from harness.cost import FORWARD_BACKWARD_GEMMS, FORWARD_GEMMS, gemm_flop
+from harness.cost import FORWARD_BACKWARD_GEMMS, FORWARD_GEMMS, counted_tokens, gemm_flop
 from harness.interval import FEWEST_ROUNDS
 from harness.record import Record, Status
 
@@ -20,6 +20,7 @@ _HEADS = {  # of the lines that name rows with a finding
     Kind.ORDER_BIAS: "Order",
     Kind.THROTTLING: "Throttling",
     Kind.BIMODALITY: "Two clocks",
+    Kind.ALLOCATION: "Asked the device for memory (cudaMalloc) while timed",
 }
 
 
@@ -105,11 +106,12 @@ def _below_its_products(record: Record, rows: Rows) -> str | None:
     """`fwd+bwd 2.84 of 3 GEMMs`: what took less time than cuBLAS takes for its products; None if nothing did."""
     row = rows.of(record)
     fwd = row.fwd_no_grad_ms / row.gemm_ms if row.fwd_no_grad_ms is not None and row.gemm_ms else None
+    share = counted_tokens(record.case, record.input_statistics) / record.case.tokens  # the GEMM is of all tokens
     below = [
-        f"{name} {ratio(gemms)} of {products} GEMM{'s' * (products > 1)}"
+        f"{name} {ratio(gemms)} of {products:.3g} GEMM{'s' * (products > 1)}"
         for name, gemms, products in (
-            ("fwd+bwd", row.fwd_bwd_gemms, FORWARD_BACKWARD_GEMMS),
-            ("no-grad fwd", fwd, FORWARD_GEMMS),
+            ("fwd+bwd", row.fwd_bwd_gemms, share * FORWARD_BACKWARD_GEMMS),
+            ("no-grad fwd", fwd, share * FORWARD_GEMMS),
         )
         if gemms is not None and gemms < products
     ]

@@ -52,7 +52,8 @@ class Row:
     fwd_no_grad_peak_bytes: int | None
     fwd_ms: float | None
     bwd_ms: float | None
-    fwd_bwd_ms: float | None
+    fwd_bwd_ms: float | None  # with amortised_ms
+    amortised_ms: float  # a call's share of what the implementation does rarely, which is in no sample
     fwd_bwd_ms_low: float | None  # the 95 % interval of the median
     fwd_bwd_ms_high: float | None
     fwd_bwd_gemms: float | None  # median of paired ratios; None on a CPU too, whose times are noise
@@ -63,7 +64,7 @@ class Row:
     fwd_bwd_to_reference_high: float | None
     noise: float | None  # the least difference from 1 that the row's A/A leaves to be seen
     findings: list[str]  # what may be wrong with its times
-    fwd_bwd_tflops: float | None  # of the ideal work, three products
+    fwd_bwd_tflops: float | None  # of the ideal work, three products of the tokens that count
     fwd_bwd_gb_per_s: float | None  # of the ideal work: inputs and gradients moved once
     fwd_bwd_floor_ms: float | None
     fwd_bwd_floor_share: float | None  # of the time: 1 is as fast as the GPU can be
@@ -117,7 +118,9 @@ def to_row(record: Record, statistics: RowStatistics | None = None) -> Row:
     Where too few rounds were played for an interval, the time in GEMMs is the quotient of the medians.
     """
     case, times = record.case, record.times or Times()
-    gemm_ms, fwd_bwd_ms = median_of(record.gemm_ms), median_of(times.fwd_bwd_ms)
+    counted = cost.counted_tokens(case, record.input_statistics)
+    gemm_ms = median_of(record.gemm_ms)
+    fwd_bwd_ms = median_of([taken + record.amortised_ms for taken in times.fwd_bwd_ms])
     peak = _memory(record.memory, "fwd_bwd_peak_bytes")
     on_cpu = record.provenance.device == "cpu"
     time = _Ends.of(statistics.time_ms if statistics else None)
@@ -158,6 +161,7 @@ def to_row(record: Record, statistics: RowStatistics | None = None) -> Row:
         fwd_ms=median_of(times.fwd_ms),
         bwd_ms=median_of(times.bwd_ms),
         fwd_bwd_ms=fwd_bwd_ms,
+        amortised_ms=record.amortised_ms,
         fwd_bwd_ms_low=time.low,
         fwd_bwd_ms_high=time.high,
         fwd_bwd_gemms=gemms.middle,
@@ -168,8 +172,8 @@ def to_row(record: Record, statistics: RowStatistics | None = None) -> Row:
         fwd_bwd_to_reference_high=to_reference.high,
         noise=statistics.noise.margin if statistics and statistics.noise else None,
         findings=[finding.sentence for finding in statistics.findings] if statistics else [],
-        fwd_bwd_tflops=_per_ms(cost.FORWARD_BACKWARD_GEMMS * cost.gemm_flop(case) / 1e9, fwd_bwd_ms),
-        fwd_bwd_gb_per_s=_per_ms(cost.forward_backward_bytes(case) / 1e6, fwd_bwd_ms),
+        fwd_bwd_tflops=_per_ms(cost.FORWARD_BACKWARD_GEMMS * cost.gemm_flop(case, counted) / 1e9, fwd_bwd_ms),
+        fwd_bwd_gb_per_s=_per_ms(cost.forward_backward_bytes(case, counted) / 1e6, fwd_bwd_ms),
         fwd_bwd_floor_ms=floor_ms,
         fwd_bwd_floor_share=_per_ms(floor_ms, fwd_bwd_ms),
         gemm_ms=gemm_ms,
@@ -231,7 +235,7 @@ class _Ends:
 def _floors(record: Record) -> Floors:
     """Of its fwd+bwd, on the GPU that its environment describes."""
     gpu = record.provenance.environment.get("gpu")
-    return time_floors(record.case, gpu if isinstance(gpu, dict) else {})["fwd_bwd_ms"]
+    return time_floors(record.case, gpu if isinstance(gpu, dict) else {}, record.input_statistics)["fwd_bwd_ms"]
 
 
 def _per_ms(amount: float | None, time_ms: float | None) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from harness.analysis.agreement_table import agreement_details
-from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, explanation, status_words
+from harness.analysis.footnotes import IN_THE_INTERPRETER, Footnotes, amortised, explanation, status_words
 from harness.analysis.formats import (
     DASH,
     error,
@@ -52,9 +52,9 @@ HEADERS = (
 
 @dataclass(frozen=True)
 class Best:
-    """What is printed in bold: the shortest time and the smallest peak among a block's ok rows, on a GPU."""
+    """What is printed in bold: the fastest rows and the smallest peak among a block's ok rows, on a GPU."""
 
-    fwd_bwd_ms: float | None
+    fastest: frozenset[str]  # names: the shortest time, and what is not distinguishably slower
     fwd_bwd_peak_bytes: int | None
 
 
@@ -101,7 +101,7 @@ def _body(records: Sequence[Record], rows: Rows, notes: Footnotes) -> list[list[
     # the lower bound is the same for every label smoothing: once, on top of all blocks
     analytic = {record.implementation: record for record in reversed(records) if record.analytic}
     names = dict.fromkeys(record.implementation for record in records)
-    body = [_cells(analytic[name], rows, Best(None, None), notes) for name in names if name in analytic]
+    body = [_cells(analytic[name], rows, Best(frozenset(), None), notes) for name in names if name in analytic]
     for smoothing in sorted({record.case.label_smoothing for record in records}, reverse=True):
         title = f"*Smoothing β > 0: β = {number(smoothing)}*" if smoothing else "*Smoothing β = 0*"
         block = {
@@ -110,18 +110,16 @@ def _body(records: Sequence[Record], rows: Rows, notes: Footnotes) -> list[list[
             if record.case.label_smoothing == smoothing and not record.analytic
         }
         if block:
-            best = _best([rows.of(record) for record in block.values()])
+            best = _best(list(block.values()), rows)
             body.append([title] + [""] * (len(HEADERS) - 1))
             body += [_cells(block[name], rows, best, notes) for name in names if name in block]
     return body
 
 
-def _best(rows: Sequence[Row]) -> Best:
-    ok = [row for row in rows if row.status == Status.OK and row.device != "cpu"]  # whose times are noise
-    return Best(
-        fwd_bwd_ms=min((row.fwd_bwd_ms for row in ok if row.fwd_bwd_ms is not None), default=None),
-        fwd_bwd_peak_bytes=min((r.fwd_bwd_peak_bytes for r in ok if r.fwd_bwd_peak_bytes is not None), default=None),
-    )
+def _best(records: Sequence[Record], rows: Rows) -> Best:
+    ok = [r for r in records if r.status is Status.OK and r.provenance.device != "cpu"]  # whose times are noise
+    peaks = [peak for record in ok if (peak := rows.of(record).fwd_bwd_peak_bytes) is not None]
+    return Best(frozenset(rows.fastest(ok)), min(peaks, default=None))
 
 
 def _cells(record: Record, rows: Rows, best: Best, notes: Footnotes) -> list[str]:
@@ -134,10 +132,12 @@ def _cells(record: Record, rows: Rows, best: Best, notes: Footnotes) -> list[str
     peak, total = mib(row.fwd_bwd_peak_bytes), time(ms(row.fwd_bwd_ms))
     if ok and row.fwd_bwd_peak_bytes is not None and row.fwd_bwd_peak_bytes == best.fwd_bwd_peak_bytes:
         peak = f"**{peak}**"
-    if ok and row.fwd_bwd_ms is not None and row.fwd_bwd_ms == best.fwd_bwd_ms:
+    if ok and record.implementation in best.fastest:
         total = f"**{total}**"
     if record.interpreted and record.status in COMPLETED:
         total += f" {notes.mark(IN_THE_INTERPRETER)}"
+    if record.amortised_ms and row.fwd_bwd_ms is not None:
+        total += f" {notes.mark(amortised(record))}"
     words = explanation(record)
     status = "computed" if record.analytic else status_words(record.status)
     return [

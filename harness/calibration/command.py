@@ -11,7 +11,7 @@ import typer
 from harness.calibration.report import write_report
 from harness.calibration.sweep import judge_runs
 from harness.capture.command import AskedDevice, one_clear_error
-from harness.cli import fail
+from harness.exits import fail
 from harness.progress import console
 from harness.training.execution import choose_device
 

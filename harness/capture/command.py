@@ -14,7 +14,7 @@ from harness.capture import describe
 from harness.capture.orders import ORDERS
 from harness.capture.source import InvalidSource
 from harness.case import DType
-from harness.cli import UNFIT, fail
+from harness.exits import UNFIT, fail
 from harness.run_directory import UnusableRun
 from harness.runs import UnfitEnvironment
 from harness.training.dataset import InvalidCorpus

@@ -16,13 +16,13 @@ from pydantic import BaseModel, Field, ValidationError
 from harness.analysis.statistics.bootstrap import Interval
 from harness.atomic import new_file
 from harness.case import DATA
-from harness.compare.across import ratios_to_yardstick
-from harness.compare.comparison import Comparison, NothingToCompare, code_of, compared, device_of
-from harness.compare.environment import described
-from harness.compare.policy import Policy
-from harness.compare.ratio import TimeRatio, quotient
-from harness.compare.row import RowComparison
-from harness.compare.side import Side, excess_of, memory_of, side_of
+from harness.comparison.across import ratios_to_yardstick
+from harness.comparison.comparison import Comparison, NothingToCompare, code_of, compared, device_of
+from harness.comparison.environment import described
+from harness.comparison.policy import Policy
+from harness.comparison.ratio import TimeRatio, quotient
+from harness.comparison.row import RowComparison
+from harness.comparison.side import Side, excess_of, memory_of, side_of
 from harness.record import COMPLETED, Record, Status
 from harness.yaml_source import InvalidFile, mistakes_of, read_yaml
 

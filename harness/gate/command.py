@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from harness import runs, selection
+from harness.exits import INTERRUPTED, UNFIT, fail
 from harness.progress import console
 from harness.run_directory import RunDirectory, UnusableRun
 from harness.suite import Suite, Where
 from harness.suite_file import load_suite
 
 if TYPE_CHECKING:
-    from harness.compare.policy import Policy
+    from harness.comparison.policy import Policy
 
-USAGE, UNFIT, INTERRUPTED = 2, 5, 130
 SUMMARY = "GITHUB_STEP_SUMMARY"  # a file that GitHub shows beside the job
 
 app = typer.Typer()
@@ -42,24 +42,13 @@ def compare(
     policy: PolicyFile = None,
 ) -> None:
     """Compares two runs, or rows of one, and prints a markdown table; needs neither torch nor a GPU."""
-    from harness.analysis.frame import read_records  # noqa: PLC0415  (pandas is for reading only)
-    from harness.compare.across import compare_runs  # noqa: PLC0415
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
-    from harness.compare.table import markdown  # noqa: PLC0415
-    from harness.compare.within import compare_within, pairs_of_trees  # noqa: PLC0415
-    from harness.gate.pair_gate import AGAIN  # noqa: PLC0415
+    from harness.comparison.runs import compare_paths  # noqa: PLC0415  (pandas is for reading only)
+    from harness.comparison.table import markdown  # noqa: PLC0415
 
     try:
-        records = read_records(base)
-        rules = load_policy(policy)
-        pairs = [_row_pair(text) for text in rows or []]
-        if head is None:
-            again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
-            found = compare_within(records, pairs or pairs_of_trees(records), rules, again)
-        else:
-            found = compare_runs(records, read_records(head), rules, across, pairs)
+        found = compare_paths(base, head, [_row_pair(text) for text in rows or []], across, policy)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(markdown(found))
     raise typer.Exit(found.exit_code)
 
@@ -93,12 +82,12 @@ def gate(
 ) -> None:
     """Fails if head is slower, hungrier or less accurate than base, or no longer ok."""
     if (pair is None) == (baseline is None):
-        _fail("say what to hold it to: --pair base=REF head=. SUITE, or RUN --baseline FILE")
+        fail("say what to hold it to: --pair base=REF head=. SUITE, or RUN --baseline FILE")
     if baseline is not None:
         _gate_by_baseline(target, baseline, update_baseline, strict, policy)
     if update_baseline or strict:
-        _fail("--update-baseline and --strict go with --baseline")
-    from harness.compare.table import markdown  # noqa: PLC0415
+        fail("--update-baseline and --strict go with --baseline")
+    from harness.comparison.table import markdown  # noqa: PLC0415
     from harness.gate.checkout import trees as checked_out  # noqa: PLC0415
     from harness.gate.pair_gate import PairGate  # noqa: PLC0415
     from harness.gate.tree import UnusableTree  # noqa: PLC0415
@@ -119,11 +108,11 @@ def gate(
         ):
             found = PairGate(suite, rows, chosen, base_tree, head_tree, rules, directory, budget).run()
     except (runs.UnfitEnvironment, UnusableTree) as error:
-        _fail(str(error), UNFIT)
+        fail(str(error), UNFIT)
     except KeyboardInterrupt:
-        _fail("interrupted; a gate begins anew: its rounds belong together", INTERRUPTED)
+        fail("interrupted; a gate begins anew: its rounds belong together", INTERRUPTED)
     except (OSError, ValueError, UnusableRun, runs.InvalidOptions) as error:
-        _fail(str(error))
+        fail(str(error))
     _finish(markdown(found, f"Gate of {name}"), directory.path)
     raise typer.Exit(found.exit_code)
 
@@ -134,8 +123,8 @@ def show_policy(
     suite: Annotated[Path | None, typer.Argument(help="suite whose rows and cases it is for")] = None,
 ) -> None:
     """Checks a policy file and, with a suite, prints what each row is held to; imports no torch."""
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415  (tabulate is for reading only)
-    from harness.compare.table import margins_table  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415  (tabulate is for reading only)
+    from harness.comparison.table import margins_table  # noqa: PLC0415
 
     try:
         if suite is None:
@@ -146,13 +135,13 @@ def show_policy(
         cases = [case for device in rows.devices for case in rows.cases_on(device)]
         typer.echo(margins_table(rules, [row.name for row in rows.implementations], cases))
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy: Path | None) -> NoReturn:
     from harness.analysis.frame import read_records  # noqa: PLC0415
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
-    from harness.compare.table import markdown  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415
+    from harness.comparison.table import markdown  # noqa: PLC0415
     from harness.gate.baseline import Baseline, compare_with, load_baseline, updated, write_baseline  # noqa: PLC0415
 
     try:
@@ -164,14 +153,14 @@ def _gate_by_baseline(run: Path, file: Path, update: bool, strict: bool, policy:
             raise typer.Exit(0)
         found = compare_with(stored, records, load_policy(policy), strict)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     _finish(markdown(found, f"Gate of {records[0].suite} by {file}"), None)
     raise typer.Exit(found.exit_code)
 
 
 def _policy_for(path: Path | None, suite: Suite, where: Where) -> Policy:
     """The policy; a rule that speaks of no row or case of the suite is a mistake. Raises InvalidFile."""
-    from harness.compare.policy_file import load_policy  # noqa: PLC0415
+    from harness.comparison.policy_file import load_policy  # noqa: PLC0415
 
     every = [row.name for row in suite.implementations]
     cases = [case for device in suite.devices for case in suite.cases_on(device)]
@@ -232,8 +221,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _fail(message: str, code: int = USAGE) -> NoReturn:
-    console.print(f"error: {message}", style="red", soft_wrap=True, markup=False)
-    raise typer.Exit(code)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from harness import cost, provenance, runs
 from harness.case import Case
-from harness.compare.comparison import Comparison
-from harness.compare.policy import Policy
-from harness.compare.within import compare_within
+from harness.comparison.comparison import Comparison
+from harness.comparison.policy import Policy
+from harness.comparison.runs import AGAIN
+from harness.comparison.within import compare_within
 from harness.gate.pair_runner import PairRunner
 from harness.gate.pairing import Pair, paired_suite, pairs_of
 from harness.gate.tree import Tree, UnusableTree
@@ -23,7 +24,6 @@ from harness.record import Provenance, Record
 from harness.run_directory import RunDirectory
 from harness.suite import Suite, Where
 
-AGAIN = "again"  # beside a gate's records: those of rows that were measured a second time
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,9 @@ from harness.analysis.statistics.ratio import ratio_interval
 from harness.analysis.statistics.turns import Turns, arranged
 from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.case import Case
-from harness.compare.comparison import BASE, HEAD
+from harness.comparison.comparison import BASE, HEAD
 from harness.gate.pairing import Pair, chunks_of
-from harness.player import Player
+from harness.player import AGAIN, Player
 from harness.process import Origin, Worker
 from harness.record import Record
 from harness.rounds import Notice, Rounds
@@ -51,16 +50,15 @@ class PairRunner(CaseRunner):
     def _twice(self, measured: Sequence[SuiteImplementation]) -> str | None:
         return super()._twice(measured) if self._second else None
 
-    def _start(self, player: Player) -> Worker:
-        log = self.logs / f"{player.name}.log"
+    def _start(self, name: str) -> Worker:
+        log = self.logs / f"{name}.log"
         for end, origin in self.origins.items():
-            if player.implementation.name.endswith(end):
+            if name.removesuffix(AGAIN).endswith(end):
                 return Worker(log, origin)
-        return Worker(log)
+        return super()._start(name)
 
-    def _rounds(self, case: Case, begin: float, notice: Notice) -> Rounds:
-        del begin  # starting workers and compiling kernels takes nothing off the time for rounds
-        rounds = super()._rounds(case, time.monotonic(), notice)
+    def _rounds(self, case: Case, notice: Notice) -> Rounds:
+        rounds = super()._rounds(case, notice)
         rounds.unknown = _UnsurePairs(case, self.margin)
         return rounds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.compare.comparison import BASE, HEAD
+from harness.comparison.comparison import BASE, HEAD
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harness import runs
-from harness.cli import INTERRUPTED, UNFIT, USAGE, fail
+from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.progress import console
 from harness.run_directory import UnusableRun
 from harness.selection import InvalidSelection
@@ -73,7 +73,7 @@ def train(
     console.print(f"curves, checkpoints and report in {run.path}", soft_wrap=True)
     if failed:
         names = ", ".join(curve.id for curve in failed)
-        fail(f"failed: {names}; try them again with: {run.resume_command}", runs.FAILED_CELL)
+        fail(f"failed: {names}; try them again with: {run.resume_command}", FAILED_CELL)
 
 
 def merge(runs_to_merge: Sequence[Path], quiet: Sequence[Path], out: Path) -> None:

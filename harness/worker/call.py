@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.case import Case
 from harness.worker.inputs import IGNORE_INDEX, Tensors
-from implementations.contract import LossFunction, TellsFigures
+from implementations.contract import LossFunction, Prepares, TellsFigures
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Call:
         """The loss, attached to autograd unless grad mode is off."""
         t = self.tensors
         return self.loss_function(t.input, t.linear_weight, t.target, **self._settings)
+
+    def prepare(self, input: Tensor, target: Tensor) -> None:
+        """Lets an implementation that keeps something from call to call compute it on other tokens of the same head."""
+        if isinstance(self.loss_function, Prepares):
+            self.loss_function.prepare(input, self.tensors.linear_weight, target, **self._settings)
 
     def figures(self) -> dict[str, float]:
         """What the implementation says of itself for this case; nothing from most. ValueError for what is no number."""

@@ -37,6 +37,13 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
+def device_allocations(device: torch.device) -> int | None:
+    """How often torch's allocator has asked the device for memory so far (cudaMalloc); None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.memory_stats(device)["num_device_alloc"])
+
+
 def l2_flush_buffer(device: torch.device) -> torch.Tensor | None:
     """A buffer whose writing evicts the L2 cache: twice its size. None on a CPU, whose times say little anyway."""
     if device.type != "cuda":

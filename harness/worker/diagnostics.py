@@ -19,6 +19,8 @@ from harness.worker.products import slices
 
 _BLOCK_BYTES = 1 << 27
 _SAMPLE = 1 << 22  # elements that are sorted by magnitude: 400 000 in each tenth
+_UNDERFLOW = 2.0**20  # below this multiple of tiny a row may vanish in dz, whose products with input are larger than it
+_NEGLIGIBLE = 2.0**-10  # of the median row of dE: what a nearly certain token is left with is a difference of roundings
 _ADAMW_EPS = 1e-8  # torch.optim.AdamW's default; with it the first step is g / (|g| + eps), whatever the betas
 
 
@@ -28,7 +30,7 @@ def diagnostics(grad_input: Tensor, grad_weight: Tensor, oracle: Oracle, target:
     rows = None
     if oracle.weight_rows is not None and grad_weight.shape != oracle.grad_weight.shape:
         rows = oracle.weight_rows
-    of_input = _look(grad_input, oracle.grad_input, None)
+    of_input = _look(grad_input, oracle.grad_input, None, _NEGLIGIBLE)
     of_weight = _look(grad_weight, oracle.grad_weight, rows)
     cold = never_a_target(target, oracle)
     ratios = (of_weight.row_error / of_weight.row_norm)[cold & (of_weight.row_norm > 0)]
@@ -65,17 +67,18 @@ class _Seen:
     missing_rows: int
 
 
-def _look(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> _Seen:
+def _look(gradient: Tensor, truth: Tensor, rows: Tensor | None, negligible: float = 0.0) -> _Seen:
+    """`negligible`: rows whose largest element is below this share of the median row's cannot be missing."""
     sums = torch.zeros(4, dtype=torch.float64, device=truth.device)
-    missing = torch.zeros((), dtype=torch.int64, device=truth.device)
-    row_error, row_norm = torch.empty((2, truth.shape[0]), dtype=torch.float64, device=truth.device)
+    all_zero = torch.empty(truth.shape[0], dtype=torch.bool, device=truth.device)
+    row_error, row_norm, largest = torch.empty((3, truth.shape[0]), dtype=torch.float64, device=truth.device)
     for part in slices(truth.shape[0], 8 * truth.shape[1], _BLOCK_BYTES):
         true = truth[part]
         given = (gradient[part] if rows is None else gradient[rows[part]]).to(true.device, torch.float64)
         row_error[part] = torch.linalg.vector_norm(given - true, dim=1)
         row_norm[part] = torch.linalg.vector_norm(true, dim=1)
-        representable = true.abs().amax(1) >= torch.finfo(gradient.dtype).tiny
-        missing += (representable & (given.count_nonzero(1) == 0)).sum()
+        largest[part] = true.abs().amax(1)
+        all_zero[part] = given.count_nonzero(1) == 0
         sums[0] += (given * true).sum()
         sums[1] += true.square().sum()
         right_step = true / (true.abs() + _ADAMW_EPS)
@@ -84,7 +87,19 @@ def _look(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> _Seen:
     along, square, step_error, step = sums.tolist()
     if not square:
         return _Seen(None, None, row_error, row_norm, 0)
-    return _Seen(along / square, math.sqrt(step_error / step), row_error, row_norm, int(missing))
+    least = max(_least_of_a_row(gradient.dtype), negligible * float(largest[largest > 0].median()))
+    missing = int((all_zero & (largest >= least)).sum())
+    return _Seen(along / square, math.sqrt(step_error / step), row_error, row_norm, missing)
+
+
+def _least_of_a_row(dtype: torch.dtype) -> float:
+    """What the largest element of a row must have for all of it to be represented, whoever computes it.
+
+    A row of dC is a sum of dz * input over thousands of tokens: every dz may underflow where the sum does not. fp16
+    underflows gradually, ten bits below tiny, and has no 20 bits to spare above it.
+    """
+    tiny = torch.finfo(dtype).tiny
+    return tiny if dtype is torch.float16 else _UNDERFLOW * tiny
 
 
 def decile_errors(gradient: Tensor, truth: Tensor, rows: Tensor | None) -> list[float]:

@@ -13,6 +13,7 @@ and the same sum in slices by 1.2e-5 (H200, zipf-medium): slices would hold fp32
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class EagerPass(NamedTuple):
 
     gradients: Gradients
     token_loss: Tensor  # (N,) in fp32, 0 where ignored
+    accumulated: Tensor | None  # grad_weight once more, added up in the dtype piece by piece of the tokens
     rounding_energy: float  # sum_n norm(input_n)**2 norm(dz_n)**2: what independent roundings of dz leave in sum_v dC_v
 
 
@@ -73,7 +75,7 @@ def errors_of(passed: EagerPass, case: Case, oracle: Oracle) -> EagerErrors:
     The loss error of one draw may cancel by chance; so it is at least what independent errors of its size per token
     would add up to, the norm of the tokens' errors. For reduction none it is the largest token's.
     """
-    gradients, token_loss, _ = passed
+    gradients, token_loss = passed.gradients, passed.token_loss
     scale = loss_scale(case, oracle)
     difference = token_loss.double() - oracle.token_loss
     if case.reduction == "none":
@@ -103,16 +105,25 @@ def most_tokens(dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def eager_pass(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int) -> EagerPass:
-    """Eager arithmetic's gradients and losses; of grad_weight only `weight_rows` (R,) where given."""
+def eager_pass(
+    case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_budget_bytes: int, pieces: int = 0
+) -> EagerPass:
+    """Eager arithmetic's gradients and losses; of grad_weight only `weight_rows` (R,) where given.
+
+    `pieces`: of how many additions in the dtype `accumulated` is made, about, and no fewer than there are chunks; it is
+    None for 0.
+    """
     device, dtype = tensors.input.device, tensors.input.dtype
     tokens, hidden_size, vocab_size = case.tokens, case.hidden_size, case.vocab_size
     rows = vocab_size if weight_rows is None else weight_rows.numel()
     fixed_bytes = (_FP32 + case.itemsize) * (rows + 2 * tokens) * hidden_size + 2 * SLICE_BYTES
     token_bytes = (3 * _FP32 + 3 * case.itemsize) * vocab_size + 4 * _FP32 * hidden_size
+    fixed_bytes += case.itemsize * rows * hidden_size if pieces else 0
     step = chunk_tokens(tokens, _MOST_TOKENS[dtype], memory_budget_bytes - fixed_bytes, token_bytes)
+    piece = math.ceil(step / math.ceil(min(pieces, tokens) * step / tokens)) if pieces else 0
 
     grad_input = torch.empty_like(tensors.input)
+    accumulated = torch.zeros(rows, hidden_size, dtype=dtype, device=device) if pieces else None
     grad_weight = torch.zeros(rows, hidden_size, dtype=torch.float32, device=device)
     grad_bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
     token_loss = torch.empty(tokens, dtype=torch.float32, device=device)
@@ -134,11 +145,21 @@ def eager_pass(case: Case, tensors: Tensors, weight_rows: Tensor | None, memory_
             wanted = dz if weight_rows is None else dz[:, weight_rows]
             for part in slices(rows, _FP32 * hidden_size):
                 grad_weight[part] += product(wanted[:, part].T, rounded_input, torch.float32)
+            if accumulated is not None:
+                _add_up(accumulated, wanted, rounded_input, piece)
             if case.linear_bias:
                 grad_bias += dz.sum(0, dtype=torch.float32)
             del dz, wanted
     rounded_bias = grad_bias.to(dtype) if case.linear_bias else None
-    return EagerPass(Gradients(grad_input, grad_weight.to(dtype), rounded_bias), token_loss, float(energy))
+    gradients = Gradients(grad_input, grad_weight.to(dtype), rounded_bias)
+    return EagerPass(gradients, token_loss, accumulated, float(energy))
+
+
+def _add_up(accumulated: Tensor, dz: Tensor, input: Tensor, piece: int) -> None:
+    """Adds dz (n, R) transposed @ input (n, D) to (R, D) in its dtype, `piece` tokens at a time, each sum rounded."""
+    for some in slices(input.shape[0], 1, piece):
+        for part in slices(accumulated.shape[0], _FP32 * input.shape[1]):
+            accumulated[part] += product(dz[some, part].T, input[some], torch.float32).to(accumulated.dtype)
 
 
 def _chunk(case: Case, tensors: Tensors, chunk: slice, upstream: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.record import Status
+from harness.worker.oracle import DoesNotFit
 
 _OUT_OF_MEMORY_PHRASES = (
     "out of memory",  # CUDA, Triton
@@ -23,6 +24,8 @@ def classify(error: BaseException) -> tuple[Status, str]:
     if isinstance(error, Unavailable):
         return Status.UNAVAILABLE, str(error)
     text = " ".join(str(error).split())
+    if isinstance(error, DoesNotFit):  # alone on the device, where what is out of memory is tried again, it may
+        return Status.OUT_OF_MEMORY, f"could not be judged: {text}"
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in text for phrase in _OUT_OF_MEMORY_PHRASES)
     )

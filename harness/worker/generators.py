@@ -1,7 +1,9 @@
 """One function for each synthetic kind of inputs; docs/inputs.md has the formulas and what they give.
 
-Each takes the case, its bias (V,) or None and a generator on the device, and returns input (N, D) and linear_weight
-(V, D) in the case's dtype and target (N,) int64. Everything is drawn in blocks of a fixed size, so that the draw does
+Each takes the case, its bias (V,) or None and two generators on the device, and returns input (N, D) and linear_weight
+(V, D) in the case's dtype and target (N,) int64. linear_weight is drawn from the first generator, what belongs to the
+tokens from the second: with another second one it is another batch over the same head. A case's own draw gives the same
+generator twice. Everything is drawn in blocks of a fixed size, so that the draw does
 not depend on free memory and takes a few hundred MiB beside its results.
 """
 
@@ -51,19 +53,19 @@ def _model_targets(
     return target
 
 
-def gaussian(case: Case, _linear_bias: Tensor | None, generator: Generator) -> Drawn:
+def gaussian(case: Case, _linear_bias: Tensor | None, generator: Generator, of_tokens: Generator) -> Drawn:
     """Independent logits of standard deviation `inputs.std`, 1 unless given; targets uniform."""
     std = 1.0 if case.inputs.std is None else case.inputs.std
     linear_weight = _normal(case.vocab_size, case.hidden_size, std / math.sqrt(case.hidden_size), case, generator)
-    input = _normal(case.tokens, case.hidden_size, 1.0, case, generator)
-    return input, linear_weight, _any_targets(case, generator)
+    input = _normal(case.tokens, case.hidden_size, 1.0, case, of_tokens)
+    return input, linear_weight, _any_targets(case, of_tokens)
 
 
-def uniform(case: Case, _linear_bias: Tensor | None, generator: Generator) -> Drawn:
+def uniform(case: Case, _linear_bias: Tensor | None, generator: Generator, of_tokens: Generator) -> Drawn:
     """Logits of standard deviation 0.01: every probability is 1/V within a few per cent. Targets uniform."""
     linear_weight = _normal(case.vocab_size, case.hidden_size, 0.01 / math.sqrt(case.hidden_size), case, generator)
-    input = _normal(case.tokens, case.hidden_size, 1.0, case, generator)
-    return input, linear_weight, _any_targets(case, generator)
+    input = _normal(case.tokens, case.hidden_size, 1.0, case, of_tokens)
+    return input, linear_weight, _any_targets(case, of_tokens)
 
 
 def _unit_rows(
@@ -87,18 +89,18 @@ def _unit_rows(
     return result
 
 
-def confident(case: Case, _linear_bias: Tensor | None, generator: Generator) -> Drawn:
+def confident(case: Case, _linear_bias: Tensor | None, generator: Generator, of_tokens: Generator) -> Drawn:
     """The target has 99 % of the mass."""
-    return _peaked(case, 0.99, generator)
+    return _peaked(case, 0.99, generator, of_tokens)
 
 
-def smoothed(case: Case, _linear_bias: Tensor | None, generator: Generator) -> Drawn:
+def smoothed(case: Case, _linear_bias: Tensor | None, generator: Generator, of_tokens: Generator) -> Drawn:
     """Where training with label smoothing ends: the target has 1 - beta + beta / V, the others beta / V each."""
     beta = case.label_smoothing or 0.1  # without smoothing there is no such optimum: take the usual one
-    return _peaked(case, 1 - beta + beta / case.vocab_size, generator)
+    return _peaked(case, 1 - beta + beta / case.vocab_size, generator, of_tokens)
 
 
-def _peaked(case: Case, target_probability: float, generator: Generator) -> Drawn:
+def _peaked(case: Case, target_probability: float, generator: Generator, of_tokens: Generator) -> Drawn:
     """E_n = s_n * C_y + 0.3 * normal with unit rows C_v, so that z_y is about s_n and the other logits about 0.
 
     s_n varies by 0.5: exactly at an optimum the gradient would be all rounding. The others' spread, s / sqrt(D) and
@@ -110,12 +112,12 @@ def _peaked(case: Case, target_probability: float, generator: Generator) -> Draw
     if case.softcap is not None:  # logits before it; what it cannot reach, it does not
         peak = case.softcap * math.atanh(min(peak / case.softcap, 0.95))
     linear_weight = _unit_rows(case, generator)
-    target = _any_targets(case, generator)
+    target = _any_targets(case, of_tokens)
     input = torch.empty(case.tokens, case.hidden_size, dtype=linear_weight.dtype, device=generator.device)
     for part in slices(case.tokens, 4 * case.hidden_size, _BLOCK_BYTES):
         count = part.stop - part.start
-        scale = torch.randn(count, 1, generator=generator, device=generator.device).mul_(0.5).add_(peak)
-        noise = torch.randn(count, case.hidden_size, generator=generator, device=generator.device)
+        scale = torch.randn(count, 1, generator=of_tokens, device=generator.device).mul_(0.5).add_(peak)
+        noise = torch.randn(count, case.hidden_size, generator=of_tokens, device=generator.device)
         input[part] = (scale * linear_weight[target[part]].float() + _NOISE * noise).to(input.dtype)
     return input, linear_weight, target
 
@@ -132,7 +134,7 @@ def _unigram(case: Case, generator: Generator) -> Tensor:
     return (-1.05 * (rank + 2.7).log()).log_softmax(0)
 
 
-def _zipf(case: Case, a: float, linear_bias: Tensor | None, generator: Generator) -> Drawn:
+def _zipf(case: Case, a: float, linear_bias: Tensor | None, generator: Generator, of_tokens: Generator) -> Drawn:
     """A trained model's shape: a Zipf unigram in one direction m that all rows share, and a peaked context.
 
     C_v = u_v + (pi_v / a) m, E_n = a m + sum_j w_nj u_(t_nj) + 0.3 normal: z_v is about pi_v, and about s_n minus a
@@ -151,24 +153,24 @@ def _zipf(case: Case, a: float, linear_bias: Tensor | None, generator: Generator
     input = torch.empty(case.tokens, case.hidden_size, dtype=linear_weight.dtype, device=device)
     for part in slices(case.tokens, 4 * _CANDIDATES * case.hidden_size, _BLOCK_BYTES):
         shape = (part.stop - part.start, _CANDIDATES)
-        uniform_draws = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+        uniform_draws = torch.rand(shape, generator=of_tokens, device=device, dtype=torch.float64)
         candidates = torch.searchsorted(cumulated, uniform_draws, right=True).clamp_(max=case.vocab_size - 1)  # (n, 24)
-        strength = torch.randn(shape[0], 1, generator=generator, device=device).mul_(2).add_(2)  # s_n ~ N(2, 2**2)
-        steps = torch.empty(shape, device=device).exponential_(1.5, generator=generator)
+        strength = torch.randn(shape[0], 1, generator=of_tokens, device=device).mul_(2).add_(2)  # s_n ~ N(2, 2**2)
+        steps = torch.empty(shape, device=device).exponential_(1.5, generator=of_tokens)
         weights = (strength - steps.cumsum(1) - log_p[candidates]).clamp_(min=0)  # (n, 24)
         contexts = linear_weight[candidates].float()  # (n, 24, D): u + (pi / a) m, rounded as the weights are
         rows = torch.bmm(weights[:, None], contexts)[:, 0]
         rows += (a - (weights * log_p[candidates]).sum(1, keepdim=True) / a) * along  # takes the (pi / a) m out again
-        rows += torch.randn(rows.shape, generator=generator, device=device).mul_(_NOISE)
+        rows += torch.randn(rows.shape, generator=of_tokens, device=device).mul_(_NOISE)
         input[part] = rows.to(input.dtype)
-    return input, linear_weight, _model_targets(case, input, linear_weight, linear_bias, generator)
+    return input, linear_weight, _model_targets(case, input, linear_weight, linear_bias, of_tokens)
 
 
-def _zipf_of(a: float) -> Callable[[Case, Tensor | None, Generator], Drawn]:
-    return lambda case, linear_bias, generator: _zipf(case, a, linear_bias, generator)
+def _zipf_of(a: float) -> Callable[[Case, Tensor | None, Generator, Generator], Drawn]:
+    return lambda case, linear_bias, generator, of_tokens: _zipf(case, a, linear_bias, generator, of_tokens)
 
 
-GENERATORS: dict[str, Callable[[Case, Tensor | None, Generator], Drawn]] = {
+GENERATORS: dict[str, Callable[[Case, Tensor | None, Generator, Generator], Drawn]] = {
     "gaussian": gaussian,
     "uniform": uniform,
     "confident": confident,

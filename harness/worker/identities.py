@@ -101,10 +101,12 @@ def an_order(vocab_size: int, device: torch.device) -> Tensor:
     return torch.randperm(vocab_size, generator=torch.Generator().manual_seed(vocab_size)).to(device)
 
 
-def some_tokens(tensors: Tensors, count: int) -> Tensors:
-    """The first `count` tokens; where none of them counts, those from the first one that does."""
-    counted = (tensors.target != IGNORE_INDEX).nonzero()[:, 0]
-    start = min(int(counted[0]), max(0, tensors.target.numel() - count)) if counted.numel() else 0
-    part = slice(start, start + count)
+def most_shifted(tensors: Tensors, column: int, count: int) -> Tensors:
+    """The `count` tokens that count whose logits a constant in `column` moves most, in their order.
+
+    Ignored ones, which nothing moves, only where there are no others left.
+    """
+    moved = tensors.input[:, column].float().abs().masked_fill(tensors.target == IGNORE_INDEX, -1.0)
+    part = moved.topk(count).indices.sort().values
     upstream = tensors.upstream if tensors.upstream.dim() == 0 else tensors.upstream[part]
     return replace(tensors, input=tensors.input[part], target=tensors.target[part], upstream=upstream)

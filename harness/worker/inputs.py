@@ -20,6 +20,7 @@ from harness.worker.products import without_tf32
 IGNORE_INDEX = -100
 _SCALAR_UPSTREAM = 0.7  # not 1: who forgets to multiply by it is found out
 _BIAS_STD = 0.1
+_ANOTHER_BATCH = 0x5EED0F0742  # added to the seed for tokens that nobody times; beyond the seeds that suites use
 _BLOCK = 1 << 22  # 64-bit words hashed at once: 32 MiB, with a few temporaries of that size
 
 
@@ -42,18 +43,46 @@ def draw(case: Case, device: torch.device) -> Tensors:
             given = read_input_file(case, IGNORE_INDEX, device)
             input, linear_weight, linear_bias, target = given
         else:
-            linear_bias = None
-            if case.linear_bias:
-                drawn = torch.randn(case.vocab_size, generator=generator, device=device)
-                linear_bias = drawn.mul_(_BIAS_STD).to(getattr(torch, case.dtype))
-            input, linear_weight, target = generators.GENERATORS[case.inputs.kind](case, linear_bias, generator)
-        order = torch.randperm(case.tokens, generator=generator, device=device)
-        target[order[: round(case.ignored_fraction * case.tokens)]] = IGNORE_INDEX
+            input, linear_weight, linear_bias, target = _generated(case, generator, generator)
+        _ignore(case, target, generator)
         if case.reduction == "none":
             upstream = torch.rand(case.tokens, generator=generator, device=device).add_(0.5)  # [0.5, 1.5)
         else:
             upstream = torch.tensor(_SCALAR_UPSTREAM, device=device)
     return Tensors(input.contiguous(), linear_weight.contiguous(), linear_bias, target, upstream)
+
+
+def draw_another_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """input (N, D) and target (N,) of other tokens over the case's own head; None where a file has no others.
+
+    The head is drawn once more and dropped, so that its tokens follow the same distribution: V*D*itemsize for a moment.
+    """
+    if case.inputs.path is not None:
+        return None
+    generator = torch.Generator(device).manual_seed(case.seed)
+    of_tokens = torch.Generator(device).manual_seed((case.seed + _ANOTHER_BATCH) % 2**63)
+    with torch.no_grad(), without_tf32():
+        input, _, _, target = _generated(case, generator, of_tokens)
+        _ignore(case, target, of_tokens)
+    return input.contiguous(), target
+
+
+def _generated(
+    case: Case, generator: torch.Generator, of_tokens: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """input, linear_weight, linear_bias and target of a synthetic kind; what belongs to tokens from `of_tokens`."""
+    linear_bias = None
+    if case.linear_bias:
+        drawn = torch.randn(case.vocab_size, generator=generator, device=generator.device)
+        linear_bias = drawn.mul_(_BIAS_STD).to(getattr(torch, case.dtype))
+    input, linear_weight, target = generators.GENERATORS[case.inputs.kind](case, linear_bias, generator, of_tokens)
+    return input, linear_weight, linear_bias, target
+
+
+def _ignore(case: Case, target: Tensor, generator: torch.Generator) -> None:
+    """Sets the case's share of target (N,) to IGNORE_INDEX."""
+    order = torch.randperm(case.tokens, generator=generator, device=target.device)
+    target[order[: round(case.ignored_fraction * case.tokens)]] = IGNORE_INDEX
 
 
 def checksum(tensors: Tensors) -> str:

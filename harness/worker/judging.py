@@ -1,32 +1,35 @@
 """The agreement phase of one implementation: its calls, then the oracle, then what all of it says.
 
 The judged call comes last, on poisoned memory; before it come others (`harness.worker.other_calls`), whose sketches are
-held against each other. A limit of an identity follows from that of the errors: two gradients, each off by an error of
-its own that is within `max_excess` times eager's, differ by the square root of two times that.
+held against each other and are gone before the oracle comes. A limit of an identity follows from that of the errors:
+two gradients, each off by an error of its own that is within `max_excess` times eager's, differ by the square root of
+two times that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.checks import Check, Checks, Diagnostics
+from harness.cost import gradient_floor_bytes
 from harness.record import Agreement
 from harness.worker.agreement import agree, rounding_floor
 from harness.worker.call import Call
 from harness.worker.device import free_bytes, release_cached_memory
 from harness.worker.diagnostics import diagnostics
+from harness.worker.differences import Differences, Moved, differences
 from harness.worker.errors import loss_scale
 from harness.worker.identities import mass
 from harness.worker.inputs import Tensors, digests, draw
 from harness.worker.oracle import oracle
-from harness.worker.other_calls import Probes, probe, run, straggles, straggling_ms
-from harness.worker.poison import ZeroedMemory, peak_bytes, poisoned_memory
-from harness.worker.sketch import Sketch, deviation, sketch
+from harness.worker.other_calls import probe, run, straggles, straggling_ms
+from harness.worker.poison import ZeroedMemory, live_bytes, peak_bytes, poisoned_memory
+from harness.worker.sketch import Sketch, sketch
 from harness.worker.yardstick import ORACLE_SHARE, Yardstick
 
 _Compared = tuple[str, float, float]  # (tensor, deviation, limit)
@@ -39,8 +42,8 @@ class _Judged:
     no_grad_loss: Tensor
     loss: Tensor
     gradients: list[Tensor | None]
-    seen: Sketch
-    probes: Probes | None  # None where the first call had changed its inputs: nothing else means anything then
+    finite: bool  # whether its gradients are
+    moved: Differences | None  # None where the first call had changed its inputs: nothing else means anything then
     changed: list[str]  # names of tensors
     reads_unwritten: bool
     poisoned_bytes: int | None
@@ -79,7 +82,7 @@ def judge(
         *_causes(judged, claims_determinism, checks),
         *agreement.failures,
         *_missing(looked, measured_by.diagnostics),
-        *(_broken(checks) if judged.seen.finite() else []),
+        *(_broken(checks) if judged.finite else []),
     ]
     return agreement.model_copy(
         update={
@@ -99,7 +102,7 @@ def _calls(call: Call, intact: dict[str, str]) -> _Judged:
         no_grad_loss = call.forward_no_grad()
         loss, gradients = run(call)
         call.clear_gradients()
-        return _Judged(no_grad_loss, loss, gradients, first, None, changed, False, 0, None)
+        return _Judged(no_grad_loss, loss, gradients, first.finite(), None, changed, False, 0, None)
     probes = probe(call, first, needed_bytes)
     left_ms = straggling_ms(call)
     with poisoned_memory(device, needed_bytes):
@@ -116,21 +119,18 @@ def _calls(call: Call, intact: dict[str, str]) -> _Judged:
             loss, gradients = run(call)
     call.clear_gradients()
     changed = _changed(tensors, intact)
-    return _Judged(no_grad_loss, loss, gradients, seen, probes, changed, reads_unwritten, poisoned_bytes, left_ms)
+    moved, finite = differences(seen, probes), seen.finite()
+    return _Judged(no_grad_loss, loss, gradients, finite, moved, changed, reads_unwritten, poisoned_bytes, left_ms)
 
 
 def _first(call: Call) -> tuple[Sketch, int]:
     """A call on the tensors as they are, and the bytes that it needed; without a GPU on poisoned memory as all are."""
     device = call.tensors.input.device
-    live = 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        live = torch.cuda.memory_allocated(device)
+    call.clear_gradients()  # of whoever called before: what is live now is not poisoned
+    live = live_bytes(device)
+    with nullcontext() if device.type == "cuda" else poisoned_memory(device, 0):
         loss, gradients = run(call)
-    else:
-        with poisoned_memory(device, 0):
-            loss, gradients = run(call)
-    needed_bytes = peak_bytes(device, live)
+    needed_bytes = max(peak_bytes(device, live), gradient_floor_bytes(call.case))
     seen = sketch(loss, gradients)
     call.clear_gradients()
     return seen, needed_bytes
@@ -154,50 +154,31 @@ class _Limits:
         self.loss_limit, self.loss_scale = loss_limit, loss_scale
 
     def checks(self, judged: _Judged, claims_determinism: bool, found: tuple[float, float, float] | None) -> Checks:
-        probes, rest = judged.probes, None
-        if found is not None and self.measured_by.mass_limit is not None:
-            rest = _worst([("grad_weight", found[0] / found[1], self.measured_by.mass_limit)])
-        if probes is None:
+        moved, rest = judged.moved, None
+        if found is not None and self.measured_by.mass is not None:
+            rest = _worst([("grad_weight", found[0] / found[1], self.measured_by.mass.limit(self.max_excess))])
+        if moved is None:
             return Checks(mass=rest, claims_determinism=claims_determinism)
-        first = probes.first
-        permuted = {
-            name: rows if name == "grad_input" else rows[probes.order] for name, rows in first.gradients.items()
-        }
-        linear = (item for factor, other in probes.upstream for item in self._gradients(other, first.gradients, factor))
         return Checks(
             mass=rest,
-            linearity=_worst(linear),
-            permutation=_worst([*self._gradients(probes.permuted, permuted), *self._loss(probes.permuted, first)]),
-            shift=_worst(self._shift(probes)),
-            repeat=_worst([*self._gradients(judged.seen, first.gradients), *self._loss(judged.seen, first)]),
-            repeats_bitwise=judged.seen.bits == first.bits,
+            linearity=_worst(self._compared(moved.linearity)),
+            permutation=_worst(self._compared(moved.permutation)),
+            shift=_worst(self._compared(moved.shift, self.measured_by.shift)) if self.measured_by.shift else None,
+            repeat=_worst(self._compared(moved.repeat)),
+            repeats_bitwise=moved.repeats_bitwise,
             claims_determinism=claims_determinism,
             poisoned_bytes=judged.poisoned_bytes,
             straggling_ms=judged.left_ms,
         )
 
-    def _gradients(self, given: Sketch, expected: Mapping[str, Tensor], factor: float = 1.0) -> list[_Compared]:
-        return [
-            (name, deviation(given.gradients[name], factor * rows), self.max_excess * self.eager[name])
-            for name, rows in expected.items()
-            if name in self.eager and name in given.gradients
-        ]
-
-    def _loss(self, given: Sketch, expected: Sketch, limit: float = 0.0) -> list[_Compared]:
-        if not self.loss_scale or not bool(expected.loss.isfinite().all()):  # the oracle has judged that
-            return []
-        moved = float((given.loss - expected.loss).abs().max()) / self.loss_scale
-        return [("loss", math.inf if math.isnan(moved) else moved, max(2 * self.loss_limit, limit))]
-
-    def _shift(self, probes: Probes) -> list[_Compared]:
-        eager = self.measured_by.shift
-        if probes.shifted is None or probes.unshifted is None or not eager:
-            return []
-        gradients = [
-            (name, moved, max(limit, self.max_excess * eager.get(name, 0.0)))
-            for name, moved, limit in self._gradients(probes.shifted, probes.unshifted.gradients)
-        ]
-        return [*gradients, *self._loss(probes.shifted, probes.unshifted, self.max_excess * eager["loss"])]
+    def _compared(self, moved: Moved, eager: Mapping[str, float] | None = None) -> Iterator[_Compared]:
+        """With the limit of each; `eager`: what eager's own move by."""
+        for name, by in moved:
+            least = self.max_excess * (eager or {}).get(name, 0.0)
+            if name in self.eager:
+                yield name, by, max(self.max_excess * self.eager[name], least)
+            elif name == "loss" and self.loss_scale:
+                yield name, by / self.loss_scale, max(2 * self.loss_limit, least)
 
 
 def _worst(compared: Iterable[_Compared]) -> Check | None:
@@ -216,10 +197,8 @@ def _causes(judged: _Judged, claims_determinism: bool, checks: Checks) -> list[s
     if judged.reads_unwritten:
         causes.append("reads memory that it has not written: its gradients are finite only where that held no nan")
     if claims_determinism and checks.repeats_bitwise is False:
-        differing = [
-            name for name, bits in judged.seen.bits.items() if judged.probes and judged.probes.first.bits[name] != bits
-        ]
-        causes.append(f"claims to be deterministic, but two calls differ in {', '.join(differing)}")
+        differing = ", ".join(judged.moved.differing) if judged.moved is not None else ""
+        causes.append(f"claims to be deterministic, but two calls differ in {differing}")
     if straggles(judged.left_ms):
         causes.append(
             f"work went on for {judged.left_ms:.3g} ms after the caller's stream was done: on a stream that nobody "

@@ -27,6 +27,10 @@ _TILE = 256  # the widest vocabulary tile of published kernels
 _FP64 = 8  # bytes
 
 
+class DoesNotFit(ValueError):
+    """There is not memory enough for the truth: nothing is wrong with what was to be judged by it."""
+
+
 @dataclass(frozen=True)
 class Oracle:
     """Loss and gradients in float64. N tokens, R rows of linear_weight covered, V vocabulary size, D hidden size."""
@@ -61,7 +65,7 @@ def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int, sampled: bool
 
     grad_weight is whole where it fits, V * D * 8 bytes beside a chunk of tokens; else about 2048 chosen rows of it, see
     `sampled_rows`. Everything else is always whole. `sampled` overrides this choice, so that all who are compared cover
-    the same rows. Raises ValueError if it does not fit.
+    the same rows. Raises DoesNotFit.
     """
     device = tensors.input.device
     tokens, hidden_size, vocab_size = case.tokens, case.hidden_size, case.vocab_size
@@ -77,7 +81,7 @@ def oracle(case: Case, tensors: Tensors, memory_budget_bytes: int, sampled: bool
         weight_rows = sampled_rows(tensors)
         whole_bytes = fixed_bytes + _FP64 * weight_rows.numel() * hidden_size
     if whole_bytes + token_bytes > memory_budget_bytes:
-        raise ValueError(
+        raise DoesNotFit(
             f"memory_budget_bytes is {memory_budget_bytes}; the oracle of N {tokens}, D {hidden_size}, V {vocab_size} "
             f"needs at least {whole_bytes + token_bytes}"
         )

@@ -19,9 +19,17 @@ _SMALL_BLOCKS = 64  # of 1 MiB: smaller allocations come from a pool of their ow
 _NAN_BYTE = 255
 
 
-def peak_bytes(device: torch.device, live_bytes: int) -> int:
-    """What the calls since `torch.cuda.reset_peak_memory_stats` have taken beyond `live_bytes`; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) - live_bytes if device.type == "cuda" else 0
+def live_bytes(device: torch.device) -> int:
+    """What is allocated now; `peak_bytes` counts from here. 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_bytes(device: torch.device, live: int) -> int:
+    """What the calls since `live_bytes` have taken beyond what it gave, `live`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) - live if device.type == "cuda" else 0
 
 
 @contextmanager

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.case import Case
 from harness.worker.inputs import bit_digest
 from harness.worker.products import slices
 
 _DIRECTIONS = 16
 _SEED = 1984
 _BLOCK_BYTES = 1 << 27
+_MOST_ALIVE = 7  # in the agreement phase: the first call, two upstreams, permuted, two of the shift, the judged one
 NAMES = ("grad_input", "grad_weight", "grad_bias")
 
 
@@ -35,6 +37,11 @@ class Sketch:
     def finite(self) -> bool:
         """Whether all gradients are: nan and inf survive the projection."""
         return all(bool(tensor.isfinite().all()) for tensor in self.gradients.values())
+
+
+def sketches_bytes(case: Case) -> int:
+    """What all sketches of an agreement phase hold at the same time."""
+    return _MOST_ALIVE * 8 * _DIRECTIONS * (case.tokens + case.vocab_size)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from harness.case import Case
+from harness.cost import gradient_floor_bytes
 from harness.selftest import planted
 from harness.worker import judging
 from harness.worker.attribution import peak_blocks
@@ -69,7 +70,7 @@ def test_what_is_right_passes(name: str, changes: dict[str, Any]) -> None:
     found = judged(REGISTRY[name], case)
     print(f"\n{name} {changes}: " + ", ".join(f"{k} {v}" for k, v in found["checks"].items() if v is not None))
     assert found["failures"] == []
-    assert found["checks"]["poisoned_bytes"] > MIB
+    assert found["checks"]["poisoned_bytes"] >= gradient_floor_bytes(case)  # also of rows with figures
 
 
 @pytest.mark.parametrize("name", ["baseline", "ours-exact"])

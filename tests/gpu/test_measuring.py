@@ -161,7 +161,7 @@ def test_the_copy_is_slower_than_the_memory_s_peak_and_not_by_much(device: torch
     reached = bytes_of_a_copy(device) / sorted(taken_ms)[4] * 1e3
     peak = 2 * gpu["max_memory_clock_mhz"] * 1e6 * gpu["memory_bus_bits"] / 8  # type: ignore[operator]
     assert 0.5 * peak < reached < peak
-    floors = time_floors(CASE, gpu)["fwd_bwd_ms"]
+    floors = time_floors(CASE, gpu, {})["fwd_bwd_ms"]
     assert floors.bytes_ms is not None and floors.arithmetic_ms is not None
 
 

@@ -28,6 +28,7 @@ class FakeWorker:
 
     pause_s: ClassVar[float] = 0.0
     alive: ClassVar[list[FakeWorker]] = []
+    dead: ClassVar[set[str]] = set()  # names of workers whose process ended while they waited
     log: ClassVar[list[tuple[str, str]]] = []  # (worker, request) in the order of the answers
     _times = itertools.count()
 
@@ -37,6 +38,10 @@ class FakeWorker:
         self._request: tuple[str, dict[str, Any]] = ("", {})
         FakeWorker.alive.append(self)
         FakeWorker.log.append((self.name, "start"))
+
+    @property
+    def running(self) -> bool:
+        return self in FakeWorker.alive and self.name not in FakeWorker.dead
 
     def send(self, what: str, **arguments: Any) -> None:
         assert self in FakeWorker.alive
@@ -71,7 +76,7 @@ class FakeWorker:
         return traits | {"autotunes": self.name.startswith("tunes"), "input_checksum": "c", "source_sha256": None}
 
     def _statistics(self) -> dict[str, Any]:
-        return {"counted_rows": 4}
+        return {"counted_rows": 8192}
 
     def _settle(self) -> dict[str, Any]:
         return {"first_call_s": 1.0, "settle_s": 2.0}

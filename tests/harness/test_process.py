@@ -67,3 +67,10 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     raise AssertionError("the worker outlived its parent")
+
+
+def test_whether_it_still_runs(tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "log")
+    assert worker.running
+    worker.kill()
+    assert not worker.running

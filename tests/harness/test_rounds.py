@@ -61,10 +61,15 @@ def player(worker: FakeWorker, **changes: Any) -> Player:
 
 
 def play(
-    players: list[Player], referee: Player, reference: Player | None, budget_s: float = 0.2, **changes: Any
+    players: list[Player],
+    referee: Player,
+    reference: Player | None,
+    budget_s: float = 0.2,
+    deadline: float | None = None,
+    **changes: Any,
 ) -> Rounds:
     measurement = Measurement.model_validate({"minimum_rounds": 10, "case_budget_s": budget_s} | changes)
-    rounds = Rounds(measurement, 1.0, random.Random(0), time.monotonic(), lambda *_: None)
+    rounds = Rounds(measurement, 1.0, random.Random(0), lambda *_: None, deadline)
     rounds.play(players, referee, reference)
     return rounds
 
@@ -207,3 +212,34 @@ def test_rows_rest_when_the_simulation_says_so(seed: int) -> None:
     play(players, player(Recorded("referee", turns["gemm"])), players[0], 60, minimum_rounds=20, samples_per_turn=1)
     assert workers["head"].turns == rounds_when_narrow(turns["base"], turns["head"], target=0.01, first=20)
     assert workers["base"].turns == workers["head"].turns < 120
+
+
+def stopped(*noises: float, **settings: Any) -> dict[str, str | None]:
+    clock = Clock()
+    workers = [FakeWorker("reference", clock), *(FakeWorker(f"row{noise}", clock, noise) for noise in noises)]
+    players = [player(worker) for worker in workers]
+    play(players, player(FakeWorker("referee", clock)), players[0], **settings)
+    return {one.name: one.times().stopped for one in players}
+
+
+def test_why_a_row_stopped_is_told() -> None:
+    assert stopped(0.0, 0.001) == {"reference": "known", "row0.0": "known", "row0.001": "known"}
+    assert stopped(0.0, 0.05, budget_s=1e-9) == {"reference": "budget", "row0.0": "known", "row0.05": "budget"}
+
+
+def test_what_failed_was_not_stopped() -> None:
+    clock = Clock()
+    players = [player(FakeWorker(name, clock, lives=lives)) for name, lives in (("reference", 99), ("mortal", 3))]
+    play(players, player(FakeWorker("referee", clock)), players[0], target_interval=0.5)
+    assert players[1].times().stopped is None
+
+
+def test_the_end_of_the_run_ends_the_rounds_and_leaves_time_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stopped(0.05, budget_s=1000.0, deadline=time.monotonic())["row0.05"] == "budget"  # after the minimum
+    monkeypatch.setattr("harness.rounds.time.monotonic", lambda: 100.0)
+    measurement = Measurement(case_budget_s=60.0)
+    ends = {
+        deadline: Rounds(measurement, 1.0, random.Random(0), lambda *_: None, deadline)._end()
+        for deadline in (None, 150.0, 300.0)
+    }
+    assert ends == {None: 160.0, 150.0: 125.0, 300.0: 160.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from harness.process import WorkerFailure
 from harness.record import Provenance, Record, Status
 from harness.scheduler import CaseRunner
 from harness.suite import Suite
-from tests.harness.fake_worker import FakeWorker
+from tests.harness.fake_worker import AGREEMENT, FakeWorker
 
 GIB = 1 << 30
 GEMMA2 = Case(tokens=8192, hidden_size=2304, vocab_size=256000)  # inputs of 1.16 GiB
@@ -185,6 +186,14 @@ def test_what_is_faster_than_the_gpu_is_impossible_unless_it_skips_that_work() -
     assert found["instant-skips"].status is Status.IMPOSSIBLE  # nobody skips reading the inputs
 
 
+def test_the_floor_is_of_the_tokens_that_the_referee_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the case says: a file's targets may be ignored ones."""
+    gpu = {"compute_capability": [9, 0], "max_sm_clock_mhz": 1980, "multiprocessors": 132}
+    for counted, status in ((8192, Status.IMPOSSIBLE), (1, Status.OK)):
+        monkeypatch.setattr(FakeWorker, "_statistics", lambda self, counted=counted: {"counted_rows": counted})
+        assert measure("instant", gpu=gpu)["instant"].status is status
+
+
 def test_workers_of_the_next_case_start_once_nothing_is_timed_any_more() -> None:
     with closing(runner_of("one")) as runner:
         runner.run(GEMMA2, lambda *_: None, more=True)
@@ -214,3 +223,90 @@ def test_in_groups_and_on_a_cpu_nobody_starts_early() -> None:
         runner.device = "cpu"
         runner.run(GEMMA2, lambda *_: None, more=True)
         assert not FakeWorker.alive
+
+
+def test_the_budget_of_the_rounds_is_not_spent_by_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening and settling take longer than the budget; a row that is not known plays on."""
+    settle, turn = FakeWorker._settle, FakeWorker._turn
+
+    def slow(self: FakeWorker) -> Any:
+        time.sleep(0.3)
+        return settle(self)
+
+    def noisy(self: FakeWorker, samples: int) -> Any:
+        taken = turn(self, samples)
+        if self.name == "noisy":
+            taken |= {key: [v * (1 + 0.1 * (self.turns % 3)) for v in taken[key]] for key in taken if "wd" in key}
+        return taken
+
+    monkeypatch.setattr(FakeWorker, "_settle", slow)
+    monkeypatch.setattr(FakeWorker, "_turn", noisy)
+    found = measure("noisy", measurement={"case_budget_s": 0.2})
+    times = found["noisy"].times
+    assert times is not None and times.stopped is not None
+    assert len(set(times.round)) > 10  # where a clock that began with the case would have stopped it at the minimum
+
+
+def _full_when_judged_beside_others(self: FakeWorker, eager: Any, max_excess: float) -> dict[str, Any]:
+    if self.name == "one" and {worker.name for worker in FakeWorker.alive} - {"one", "referee"}:
+        raise WorkerFailure(Status.OUT_OF_MEMORY, "full")
+    return AGREEMENT
+
+
+def test_out_of_memory_in_agreement_alone_keeps_times_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWorker, "_agree", _full_when_judged_beside_others)
+    found = measure("one", "two")
+    one = found["one"]
+    assert one.status is Status.OK and one.agreement is not None
+    assert one.gemm_ms == found["two"].gemm_ms and one.times is not None and len(one.times.fwd_bwd_ms) == 20
+    assert one.memory is not None
+    asked = [what for worker, what in FakeWorker.log if worker == "one"]
+    assert (asked.count("open"), asked.count("settle"), asked.count("memory"), asked.count("agree")) == (2, 1, 1, 2)
+    assert asked.count("turn") == 10
+
+
+def test_no_memory_for_agreement_even_alone_is_a_result_with_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: FakeWorker, **arguments: Any) -> Any:
+        return _no_memory(self) if self.name == "one" else AGREEMENT
+
+    monkeypatch.setattr(FakeWorker, "_agree", full)
+    one = measure("one")["one"]
+    assert one.status is Status.OUT_OF_MEMORY and one.times is not None and len(one.times.fwd_bwd_ms) == 20
+    assert [what for worker, what in FakeWorker.log if worker == "one"].count("agree") == 2
+
+
+def test_workers_of_the_next_case_wait_for_rows_that_run_again() -> None:
+    with closing(runner_of("full", "one")) as runner:
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        last_answer = max(place for place, (_, what) in enumerate(FakeWorker.log) if what != "start")
+        ahead = [worker for worker, _ in FakeWorker.log[last_answer + 1 :]]
+        assert sorted(ahead) == sorted(["referee", "baseline", "full", "one", "baseline-again"])
+
+
+def test_of_two_workers_that_wait_one_is_ended() -> None:
+    with closing(runner_of("one")) as runner:
+        runner._start_ahead(["one", "referee"])
+        runner._start_ahead(["one", "referee"])
+        runner._keep("one", FakeWorker(Path("one.log")))
+        assert sorted(worker.name for worker in FakeWorker.alive) == ["one", "referee"]
+    assert not FakeWorker.alive
+
+
+def test_a_worker_that_died_while_it_waited_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(runner_of("one")) as runner:
+        runner.run(GEMMA2, lambda *_: None, more=True)
+        waiting = [worker for worker in FakeWorker.alive if worker.name == "one"]
+        begun = FakeWorker.log.count(("one", "start"))
+        monkeypatch.setattr(FakeWorker, "dead", {"one"})
+        found = {record.implementation: record for record in runner.run(GEMMA2, lambda *_: None)}
+        assert found["one"].status is Status.OK
+        assert FakeWorker.log.count(("one", "start")) == begun + 1
+        assert not set(map(id, waiting)) & set(map(id, FakeWorker.alive))
+
+
+def test_workers_that_keep_their_tensors_make_room_for_one_that_is_judged_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeWorker, "_agree", _full_when_judged_beside_others)
+    found = measure("one", "two", measurement={"phases": ["agreement"]})
+    assert {found[name].status for name in ("one", "two")} == {Status.OK}

@@ -30,6 +30,7 @@ class Kind(StrEnum):
     ORDER_BIAS = "order bias"
     THROTTLING = "throttling"
     BIMODALITY = "bimodality"
+    ALLOCATION = "allocation"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Finding:
 
     kind: Kind
     row: str
-    size: float  # a fraction: of the time, or of the samples for throttling
+    size: float  # a fraction: of the time, or of the samples for throttling and allocation
     sentence: str  # for a footnote; lower case, without a full stop
 
 
@@ -108,3 +109,12 @@ def bimodality(turns: Turns) -> Finding | None:
     apart = float(np.expm1(np.median(high) - np.median(low)))
     share = percent(round(len(high) / len(logs), 2))
     return Finding(Kind.BIMODALITY, turns.name, apart, f"two groups {percent(apart)} apart, {share} in the slower one")
+
+
+def allocation(row: str, device_allocations: Sequence[int]) -> Finding | None:
+    """Samples in which the allocator asked the device for memory, which takes time and waits for the GPU."""
+    asking = sum(count > 0 for count in device_allocations)
+    if not asking:
+        return None
+    words = f"in {asking} of {len(device_allocations)} samples, {sum(device_allocations)} times"
+    return Finding(Kind.ALLOCATION, row, asking / len(device_allocations), words)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.analysis.statistics.detection import Finding, bimodality, drift, order_bias, too_wide
+from harness.analysis.statistics.detection import Finding, allocation, bimodality, drift, order_bias, too_wide
 from harness.analysis.statistics.ratio import NoiseFloor, noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.throttling import throttling
 from harness.analysis.statistics.turns import Turns, gemm_turns_of, paired, places_of, timed_turns, turns_of
@@ -49,7 +49,7 @@ def _statistics(
     record: Record, times: Times, turns: Turns, base: Turns | None, target_interval: float
 ) -> RowStatistics:
     gemm = gemm_turns_of(record) if record.provenance.device != "cpu" else None
-    again = timed_turns(record.implementation, record.again)
+    again = timed_turns(record.implementation, record.again, amortised_ms=record.amortised_ms)
     time_ms, to_reference = time_interval(turns), ratio_interval(turns, base) if base is not None else None
     found = (
         too_wide(turns.name, to_reference or time_ms, target_interval),
@@ -57,6 +57,7 @@ def _statistics(
         _order_bias(turns, gemm, times),
         bimodality(turns),
         throttling(turns.name, times),
+        allocation(turns.name, times.device_allocations),
     )
     return RowStatistics(
         case_id=record.case_id,
@@ -80,13 +81,8 @@ def _reference_turns(record: Record, records: Sequence[Record]) -> Turns | None:
     """The reference in the record's rounds: of its own group of workers, which has a GEMM of its own."""
     if record.implementation == record.reference:
         return None
+    own = [other for other in records if (other.implementation, other.case_id) == (record.reference, record.case_id)]
     if record.probes is not None and record.probes.reference is not None:
-        return timed_turns(record.reference, record.probes.reference)
-    for other in records:
-        if (
-            other.implementation == record.reference
-            and other.case_id == record.case_id
-            and other.gemm_ms == record.gemm_ms
-        ):
-            return turns_of(other)
-    return None
+        amortised_ms = own[0].amortised_ms if own else 0.0  # told once, where the reference is judged
+        return timed_turns(record.reference, record.probes.reference, amortised_ms=amortised_ms)
+    return next((turns_of(other) for other in own if other.gemm_ms == record.gemm_ms), None)

@@ -45,15 +45,24 @@ class Turns:
 
 
 def turns_of(record: Record, column: TimeColumn = "fwd_bwd_ms") -> Turns | None:
-    """A record's samples of one column; None if it was not timed. Raises ValueError if turns differ in length."""
-    return timed_turns(record.implementation, record.times, column)
+    """A record's samples of one column; None if it was not timed. Raises ValueError if turns differ in length.
+
+    Those of fwd+bwd with a call's share of what the implementation does rarely: `Record.amortised_ms`.
+    """
+    return timed_turns(record.implementation, record.times, column, record.amortised_ms)
 
 
-def timed_turns(name: str, times: Times | None, column: TimeColumn = "fwd_bwd_ms") -> Turns | None:
-    """The samples of one column of a row, of its second worker, or of a reference from another group."""
+def timed_turns(
+    name: str, times: Times | None, column: TimeColumn = "fwd_bwd_ms", amortised_ms: float = 0.0
+) -> Turns | None:
+    """The samples of one column of a row, of its second worker, or of a reference from another group.
+
+    amortised_ms: added to every fwd+bwd.
+    """
     if times is None or not times.round:
         return None
-    return arranged(name, times.round, getattr(times, column))
+    turns = arranged(name, times.round, getattr(times, column))
+    return Turns(name, turns.rounds, turns.values + amortised_ms) if column == "fwd_bwd_ms" else turns
 
 
 def places_of(times: Times, turns: Turns) -> list[int] | None:

@@ -140,7 +140,7 @@ def test_it_can_be_read_without_eyes(records: list[Record], write_run: WriteRun)
     assert {found["scope"] for found in page.attributes("th")} == {"col", "row"}
     assert len(page.attributes("button")) == len([f for f in page.attributes("th") if f["scope"] == "col"])
     pictures = page.attributes("svg")
-    assert len(pictures) == len(page.attributes("figcaption")) == 2
+    assert len(pictures) == len(page.attributes("figcaption")) == 3
     assert all(found["role"] == "img" and len(found["aria-label"]) > 20 for found in pictures)
 
 

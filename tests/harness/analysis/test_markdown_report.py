@@ -248,3 +248,12 @@ def test_overview_ranks_each_case(make_record: MakeRecord) -> None:
     overview = report.split("## Overview")[1].split("## N")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in overview if line.startswith("| 8192")]
     assert rows == [["zipf-weak", "**5.24**", "(2.00)"], ["zipf-medium", "**2.00**", "timeout"]]
+
+
+def test_a_share_of_what_is_kept_is_named_beside_the_time_that_has_it(make_record: MakeRecord) -> None:
+    ours = make_record("ours", ms=(1.0, 2.0))
+    agreement = ours.agreement.model_copy(update={"figures": {"amortised_ms": 0.25, "amortised_calls": 100.0}})
+    report = markdown_report([make_record("baseline"), ours.model_copy(update={"agreement": agreement})])
+    assert "**3.25** ¹" in cells(report, "ours")[0]
+    assert "¹ fwd+bwd includes 0.250 ms a call: 25.0 ms of work are kept over 100 calls" in report
+    assert not any("¹" in cell for cell in cells(report, "baseline")[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.analysis.frame import read_records, to_frame
-from harness.analysis.row import COLUMNS
+from harness.analysis.row import COLUMNS, to_row
 from harness.analysis.statistics.error_rates import simulated_case
 from harness.analysis.statistics.ratio import noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.simulation import QUIET
@@ -158,3 +158,13 @@ def test_a_row_without_measurements_has_no_numbers(make_record: MakeRecord) -> N
 
 def test_no_records_still_have_columns() -> None:
     assert list(to_frame([]).columns) == list(COLUMNS)
+
+
+def test_rates_are_of_the_tokens_that_count(make_record: MakeRecord) -> None:
+    half, whole = (
+        to_row(make_record(gemm_ms=12.3, ignored_fraction=share, input_statistics={"counted_rows": counted}))
+        for share, counted in ((0.5, 4096), (0.0, 8192))
+    )
+    assert half.fwd_bwd_tflops == pytest.approx(whole.fwd_bwd_tflops / 2)
+    assert half.gemm_tflops == whole.gemm_tflops  # the referee's product is of all tokens
+    assert half.fwd_bwd_gb_per_s < whole.fwd_bwd_gb_per_s

@@ -154,6 +154,11 @@ def test_what_is_faster_than_its_products_is_named(make_record: MakeRecord, cpu:
         "skips fwd+bwd 2.84 of 3 GEMMs, writes-nothing no-grad fwd 0.90 of 1 GEMM."
     )
     assert line(markdown_report(rows[2:]), "Faster") is None
+    half = {"ignored_fraction": 0.5, "gemm_ms": 12.3, "input_statistics": {"counted_rows": 4096}}
+    packed = markdown_report(
+        [make_record("packs", ms=(7.0, 12.0), **half), make_record("skips", ms=(6.9, 9.0), **half)]
+    )
+    assert (line(packed, "Faster") or "").endswith("not written: skips fwd+bwd 1.29 of 1.5 GEMMs.")
     assert line(markdown_report([row.model_copy(update={"provenance": cpu}) for row in rows]), "Faster") is None
 
 

@@ -28,8 +28,8 @@ from harness.analysis.statistics.simulation import (
     NoiseModel,
     clock_over,
 )
-from harness.compare.comparison import Comparison
-from harness.compare.policy import Policy
+from harness.comparison.comparison import Comparison
+from harness.comparison.policy import Policy
 from harness.gate import pair_gate, pair_runner
 from harness.gate.pair_gate import PairGate
 from harness.gate.tree import Tree

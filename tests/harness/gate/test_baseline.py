@@ -9,9 +9,9 @@ import pytest
 
 from harness.analysis.statistics.simulation import QUIET, simulate
 from harness.analysis.statistics.verdict import Verdict
-from harness.compare.comparison import NothingToCompare
-from harness.compare.policy import Policy
-from harness.compare.table import markdown
+from harness.comparison.comparison import NothingToCompare
+from harness.comparison.policy import Policy
+from harness.comparison.table import markdown
 from harness.gate.baseline import Baseline, UnfitForBaseline, compare_with, load_baseline, updated, write_baseline
 from harness.record import Provenance, Record
 from harness.yaml_source import InvalidFile

@@ -10,9 +10,9 @@ import pytest
 from harness.analysis.frame import read_records
 from harness.analysis.statistics.simulation import EVERYTHING, LIKE_H200, NOISE_AND_DRIFT, QUIET, THROTTLED, NoiseModel
 from harness.analysis.statistics.verdict import Verdict
-from harness.compare.policy import Policy
-from harness.compare.table import markdown
-from harness.compare.within import compare_within, pairs_of_trees
+from harness.comparison.policy import Policy
+from harness.comparison.table import markdown
+from harness.comparison.within import compare_within, pairs_of_trees
 from harness.gate import pair_runner
 from harness.gate.pair_gate import AGAIN
 from tests.harness.fake_worker import FakeWorker

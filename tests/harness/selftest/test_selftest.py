@@ -90,6 +90,7 @@ def test_the_slow_one_needs_the_verdict_and_its_size(timed) -> None:
     assert outcome(timed("slower", 1.02)) is Outcome.CAUGHT
     assert outcome(timed("slower", 1.0)) is Outcome.MISSED
     assert outcome(timed("slower", 1.2)) is Outcome.MISSED  # slower, but not by what was planted
+    assert outcome(timed("slower", 1.03, noise=0.03)) is Outcome.MISSED  # though its interval is wide
     assert outcome(timed("slower", 1.01, noise=0.03)) is Outcome.UNSURE
     assert outcome(timed("slower", 1.02, rounds=4)) is Outcome.MISSED
 

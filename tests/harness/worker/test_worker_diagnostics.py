@@ -1,5 +1,7 @@
 """The diagnostics by hand, and that each shows what the error of the whole hides."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,6 +82,21 @@ def test_rows_that_are_missing_and_rows_too_small_to_be_there(truth, tensors):
     given = truth.grad_input.float()
     given[int((tensors.target >= 0).nonzero()[-1, 0])] = 0
     assert look(truth, tensors, grad_input=given).grad_input_missing_rows == 1  # an ignored token's row is no loss
+
+
+def test_a_row_at_the_edge_of_the_dtype_is_not_missing(truth, tensors):
+    """Of dC only the underflow counts, for rare rows are what is looked for; of dE the other tokens' rows too."""
+    counted = int((tensors.target >= 0).nonzero()[-1, 0])
+    tiny = torch.finfo(torch.bfloat16).tiny
+    for size, of_weight, of_input in ((2.0**10 * tiny, 0, 0), (2.0**30 * tiny, 1, 0), (1.0, 1, 1)):
+        grad_input, grad_weight = truth.grad_input.clone(), truth.grad_weight.clone()
+        for rows, row in ((grad_input, counted), (grad_weight, 700)):
+            rows[row] *= size / rows[row].abs().max()
+        small = replace(truth, grad_input=grad_input, grad_weight=grad_weight)
+        given = [gradient.bfloat16() for gradient in (grad_input, grad_weight)]
+        given[0][counted] = given[1][700] = 0
+        found = diagnostics(*given, small, tensors.target)
+        assert (found.grad_weight_missing_rows, found.grad_input_missing_rows) == (of_weight, of_input)
 
 
 def test_the_step_is_that_of_torch(truth, tensors):

@@ -5,6 +5,7 @@ import torch
 
 from harness.case import Case
 from harness.worker import eager, products
+from harness.worker import oracle as oracle_module
 from harness.worker.eager import eager_errors, eager_gradients
 from harness.worker.errors import gradient_error
 from harness.worker.inputs import draw
@@ -61,6 +62,27 @@ def test_other_reductions(reduction, torch_eager):
     assert errors.grad_weight == pytest.approx(gradient_error(real[1], truth.grad_weight).whole, rel=0.02)
     assert errors.loss is not None
     assert 0 < errors.loss < 1e-2
+
+
+@pytest.mark.parametrize("most", [512, 30])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_weight_gradient_added_up_in_the_dtype(dtype, most, monkeypatch):
+    case = Case(tokens=96, hidden_size=16, vocab_size=300, dtype=dtype)
+    tensors = draw(case, CPU)
+    monkeypatch.setitem(eager._MOST_TOKENS, tensors.input.dtype, most)  # chunks of one piece and a bit, or one for all
+    found = eager.eager_pass(case, tensors, None, PLENTY, pieces=4)
+    assert eager.eager_pass(case, tensors, None, PLENTY).accumulated is None
+    expected, size = torch.zeros_like(found.accumulated), 24 if most == 512 else 15
+    for start in range(0, 96, most):
+        chunk = slice(start, start + most)
+        _, dz = eager._chunk(case, tensors, chunk, oracle_module.token_gradients(case, tensors, torch.float32)[chunk])
+        for part, rows in zip(dz.split(size), tensors.input[chunk].split(size), strict=True):
+            expected = expected + (part.float().T @ rows.float()).to(expected.dtype)
+    torch.testing.assert_close(found.accumulated, expected)
+    errors = [
+        gradient_error(g, oracle(case, tensors, PLENTY).grad_weight).whole for g in (found.accumulated, found[0][1])
+    ]
+    assert errors[0] > 1.05 * errors[1] or dtype == "float32"
 
 
 def test_rows_of_the_weight_gradient():

@@ -169,3 +169,41 @@ def test_no_such_file(tmp_path):
     (tmp_path / "text.safetensors").write_text("not tensors")
     with pytest.raises(ValueError, match=r"text\.safetensors: not a safetensors file"):
         draw(file_case(tmp_path / "text.safetensors"), CPU)
+
+
+# --- another batch over the same head
+
+
+def every_draw(case: Case) -> dict[str, torch.Tensor]:
+    """Both draws of a case, as the generators gave them."""
+    given = []
+    original = GENERATORS[case.inputs.kind]
+
+    def recorded(*arguments):
+        given.append(original(*arguments))
+        return given[-1]
+
+    GENERATORS[case.inputs.kind] = recorded
+    try:
+        tensors, (input, target) = draw(case, CPU), inputs.draw_another_batch(case, CPU)
+    finally:
+        GENERATORS[case.inputs.kind] = original
+    assert len(given) == 2
+    return {"head": given[0][1], "head again": given[1][1], "input": input, "target": target, "timed": tensors}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_batch_is_of_other_tokens_over_the_same_head(kind):
+    drawn = every_draw(small(tokens=40, inputs=kind, ignored_fraction=0.25, seed=7))
+    assert drawn["head"].equal(drawn["head again"])
+    timed = drawn["timed"]
+    assert (drawn["input"].shape, drawn["input"].dtype) == (timed.input.shape, timed.input.dtype)
+    assert not any(row.equal(other) for row in drawn["input"] for other in timed.input)
+    assert not drawn["target"].equal(timed.target)
+    assert int((drawn["target"] == IGNORE_INDEX).sum()) == 10
+    again, _ = inputs.draw_another_batch(small(tokens=40, inputs=kind, ignored_fraction=0.25, seed=7), CPU)
+    assert again.equal(drawn["input"])
+
+
+def test_a_file_has_no_other_tokens(tmp_path):
+    assert inputs.draw_another_batch(file_case(write(tmp_path / "captured.safetensors")), CPU) is None

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 
+from harness.analysis.rows import Rows
 from harness.analysis.statistics.detection import Kind
 from harness.analysis.statistics.error_rates import simulated_case
 from harness.analysis.statistics.ratio import noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.rows import RowStatistics, row_statistics
 from harness.analysis.statistics.simulation import LIKE_H200, NOISE_AND_DRIFT, QUIET, SimulatedRun
+from harness.analysis.tables import markdown_report
 from harness.record import Probes, Record, Times
 
 MakeRecord = Callable[..., Record]
@@ -128,3 +130,73 @@ def test_reading_statistics_imports_no_torch(module: str) -> None:
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
     )
+
+
+def _telling(record: Record, **figures: float) -> Record:
+    assert record.agreement is not None
+    return record.model_copy(update={"agreement": record.agreement.model_copy(update={"figures": figures})})
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [{"amortised_ms": 6.0, "amortised_calls": 10.0, "order_ms": 60.0}, {"order_ms": 3000.0}],
+    ids=["as told", "of an older record"],
+)
+def test_what_is_done_once_in_many_calls_is_part_of_time_and_ratios(
+    make_record: MakeRecord, figures: dict[str, float]
+) -> None:
+    records = _records(simulated_case(QUIET, 12, seed=0), make_record)
+    told = [_telling(records[0], **figures), records[1]]
+    before, after = _by_name(row_statistics(records)), _by_name(row_statistics(told))
+    free, paid = before["liger"], after["liger"]
+    assert free.time_ms and paid.time_ms and free.to_reference and paid.to_reference and free.to_gemm and paid.to_gemm
+    assert paid.time_ms.estimate == pytest.approx(free.time_ms.estimate + 6.0)
+    grown = 1 + 6.0 / free.time_ms.estimate
+    assert paid.to_reference.estimate == pytest.approx(free.to_reference.estimate * grown, rel=1e-2)
+    assert paid.to_gemm.estimate == pytest.approx(free.to_gemm.estimate * grown, rel=1e-2)
+    assert after["baseline"] == before["baseline"]
+    row = Rows(told).of(told[0])
+    assert (row.amortised_ms, row.fwd_bwd_ms) == (6.0, pytest.approx(Rows(records).of(records[0]).fwd_bwd_ms + 6.0))
+    assert told[0].times == records[0].times  # as measured
+
+
+def test_a_reference_that_keeps_work_pays_in_every_group_and_against_itself(make_record: MakeRecord) -> None:
+    head, base = _records(simulated_case(QUIET, 12, seed=0), make_record)
+    reference = _telling(base, amortised_ms=base.times.fwd_bwd_ms[0]).model_copy(update={"again": base.times})
+    alone = head.model_copy(update={"probes": Probes(reference=base.times), "gemm_ms": [1.0] * len(head.gemm_ms)})
+    beside, stranger = _by_name(row_statistics([head, reference])), _by_name(row_statistics([alone, reference]))
+    free = _by_name(row_statistics([head, base]))["liger"].to_reference
+    assert free is not None
+    for found in (beside["liger"].to_reference, stranger["liger"].to_reference):
+        assert found is not None and found.estimate == pytest.approx(free.estimate / 2, rel=1e-2)
+    assert beside["baseline"].noise is not None and beside["baseline"].noise.ratio.estimate == 1.0
+
+
+def test_samples_that_ask_the_device_for_memory_are_a_finding(make_record: MakeRecord) -> None:
+    records = _records(simulated_case(QUIET, 12, seed=0), make_record)
+    asked = [0] * 24
+    clean, asking = (
+        records[0].model_copy(update={"times": records[0].times.model_copy(update={"device_allocations": counts})})
+        for counts in (asked, [*asked[:20], 2, 0, 1, 0])
+    )
+    assert _by_name(row_statistics([clean]))["liger"].findings == ()
+    (finding,) = _by_name(row_statistics([asking]))["liger"].findings
+    assert (finding.kind, finding.sentence) == (Kind.ALLOCATION, "in 2 of 24 samples, 3 times")
+    report = markdown_report([asking, records[1]])
+    assert "Asked the device for memory (cudaMalloc) while timed: liger in 2 of 24 samples, 3 times." in report
+
+
+def test_what_is_not_distinguishably_slower_than_the_fastest_is_fast_too(make_record: MakeRecord) -> None:
+    tie, base = _records(simulated_case(LIKE_H200, 12, seed=0), make_record)
+    times = [tie.times.fwd_bwd_ms, base.times.fwd_bwd_ms]
+    assert sorted(times[0]) != sorted(times[1])
+    both = {"liger", "baseline"}
+    assert Rows([tie, base]).fastest([tie, base]) == both
+    slow = _records(simulated_case(LIKE_H200, 12, seed=0, slowdown=0.2), make_record)
+    assert Rows(slow).fastest(slow) == {"baseline"}
+    assert Rows(slow).fastest(slow[:1]) == {"liger"} and Rows(slow).fastest([]) == set()
+    other_rounds = base.model_copy(update={"gemm_ms": [1.0] * len(base.gemm_ms)})
+    assert len(Rows([tie, other_rounds]).fastest([tie, other_rounds])) == 1
+    table = next(part for part in markdown_report([tie, base]).split("\n\n") if "fwd+bwd ms" in part)
+    cells = [line.split("|")[7].strip() for line in table.splitlines() if line.split("|")[1].strip() in both]
+    assert len(cells) == 2 and all(cell.startswith("**") for cell in cells)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import harness
 from harness.analysis.statistics.ratio import ratio_interval
 from harness.analysis.statistics.simulation import LIKE_H200, NOISE_AND_DRIFT, NoiseModel, simulate
 from harness.analysis.statistics.verdict import Verdict
-from harness.compare.across import compare_runs
-from harness.compare.comparison import Comparison, NothingToCompare
-from harness.compare.policy import Policy
-from harness.compare.ratio import quotient
-from harness.compare.row import RowComparison
-from harness.compare.table import markdown
-from harness.compare.within import compare_within
+from harness.comparison.across import compare_runs
+from harness.comparison.comparison import Comparison, NothingToCompare
+from harness.comparison.policy import Policy
+from harness.comparison.ratio import quotient
+from harness.comparison.row import RowComparison
+from harness.comparison.table import markdown
+from harness.comparison.within import compare_within
 from harness.record import Probes, Record
 from tests.harness.conftest import PROVENANCE, MakeRecord
 
@@ -241,3 +243,20 @@ def test_the_quotient_of_two_runs_covers_the_truth(model: NoiseModel) -> None:
         ratio = quotient(found[1], found[0])
         covered.append(ratio.low <= 1.1 <= ratio.high)
     assert np.mean(covered) >= 0.92
+
+
+def test_the_library_compares_runs_on_disk(make_run: Any, tmp_path: Path) -> None:
+    """As a stranger would, with and without a policy of its own."""
+    for name, ours in (("base", 60.0), ("head", 67.0)):
+        (tmp_path / name).mkdir()
+        lines = [record.model_dump_json() for record in make_run(ours=ours, seed=len(name))]
+        (tmp_path / name / "records.jsonl").write_text("\n".join(lines) + "\n")
+    found = harness.compare(tmp_path / "base", str(tmp_path / "head"))
+    assert (found.exit_code, row(found).time_verdict) == (1, Verdict.SLOWER)
+    assert found.markdown() == markdown(found)
+    (tmp_path / "lax.yaml").write_text("name: lax\ntime_margin_across: 0.5\n")
+    assert harness.compare(tmp_path / "base", tmp_path / "head", policy=tmp_path / "lax.yaml").exit_code == 0
+    within = harness.compare(tmp_path / "head", rows=[("baseline", "ours")])
+    assert [row.name for row in within.rows] == ["ours / baseline"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        harness.compare(tmp_path / "nowhere", tmp_path / "head")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.case import Case
-from harness.compare.policy import Margins, Policy
-from harness.compare.policy_file import load_policy
+from harness.comparison.policy import Margins, Policy
+from harness.comparison.policy_file import load_policy
 from harness.yaml_source import InvalidFile
 
 CASE = Case(tokens=8192, hidden_size=2304, vocab_size=256000)

@@ -9,10 +9,11 @@ from tabulate import tabulate
 from harness.analysis.footnotes import plain, shortened, status_words
 from harness.analysis.formats import DASH, mib, ratio, three_places
 from harness.case import Case
-from harness.compare.comparison import Comparison
-from harness.compare.policy import Margins, Policy
-from harness.compare.row import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT, Change, RowComparison
-from harness.compare.side import MEMORY_COLUMNS, memory_words
+from harness.comparison.comparison import Comparison
+from harness.comparison.policy import Margins, Policy
+from harness.comparison.row import Change, RowComparison
+from harness.comparison.side import MEMORY_COLUMNS, memory_words
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 
 WORDS = {
     0: "no regression",

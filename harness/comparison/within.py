@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.analysis.statistics.bootstrap import Interval
-from harness.compare.comparison import BASE, HEAD, Comparison, NothingToCompare, Pair, code_of, compared, device_of
-from harness.compare.environment import unlike
-from harness.compare.policy import Policy
-from harness.compare.ratio import TimeRatio, control_of, paired_ratio
-from harness.compare.row import RowComparison
-from harness.compare.side import side_of
+from harness.comparison.comparison import BASE, HEAD, Comparison, NothingToCompare, Pair, code_of, compared, device_of
+from harness.comparison.environment import unlike
+from harness.comparison.policy import Policy
+from harness.comparison.ratio import TimeRatio, control_of, paired_ratio
+from harness.comparison.row import RowComparison
+from harness.comparison.side import side_of
 from harness.record import Record
 
 

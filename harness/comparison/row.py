@@ -9,12 +9,12 @@ from enum import StrEnum
 from harness.analysis.formats import counted, percent, ratio, three_places
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.verdict import Verdict
-from harness.compare.policy import Margins
-from harness.compare.ratio import TimeRatio
-from harness.compare.side import MEMORY_COLUMNS, Side, memory_words
+from harness.comparison.policy import Margins
+from harness.comparison.ratio import TimeRatio
+from harness.comparison.side import MEMORY_COLUMNS, Side, memory_words
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 from harness.record import COMPLETED, FAILED, NOT_RUN, Status
 
-REGRESSION, DISAGREES, FAILED_CELL, UNFIT, INCONCLUSIVE = 1, 3, 4, 5, 6
 _UNSURE_CODE = {"inconclusive": INCONCLUSIVE, "fail": REGRESSION}
 
 

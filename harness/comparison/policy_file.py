@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.case import Case
-from harness.compare.policy import Margins, Policy
+from harness.comparison.policy import Margins, Policy
 from harness.yaml_source import InvalidFile, Mistake, Source, mistakes_of, nearest, read_yaml
 
 

@@ -1,4 +1,4 @@
-"""A policy: what counts as a regression. Data, read from YAML by `harness.compare.policy_file`; see docs/gating.md.
+"""A policy: what counts as a regression. Data, read from YAML by `harness.comparison.policy_file`; see docs/gating.md.
 
 Every margin is relative to the base's own figure, or an exact number of bytes: nothing in it belongs to one GPU.
 """

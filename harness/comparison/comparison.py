@@ -8,19 +8,11 @@ from dataclasses import dataclass, field
 from harness.analysis.formats import number, setting
 from harness.analysis.statistics.bootstrap import Interval
 from harness.case import Case
-from harness.compare.policy import Policy
-from harness.compare.ratio import TimeRatio
-from harness.compare.row import (
-    DISAGREES,
-    FAILED_CELL,
-    INCONCLUSIVE,
-    REGRESSION,
-    UNFIT,
-    Fault,
-    RowComparison,
-    compare_row,
-)
-from harness.compare.side import Side
+from harness.comparison.policy import Policy
+from harness.comparison.ratio import TimeRatio
+from harness.comparison.row import Fault, RowComparison, compare_row
+from harness.comparison.side import Side
+from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
 from harness.record import Record
 
 ORDER = (UNFIT, FAILED_CELL, DISAGREES, REGRESSION, INCONCLUSIVE)  # which exit code speaks where several could
@@ -62,6 +54,12 @@ class Comparison:
         if self.advisory is not None:
             codes = [code for code in codes if code in (FAILED_CELL, DISAGREES)]
         return codes[0] if codes else 0
+
+    def markdown(self) -> str:
+        """The table with its verdicts, as `python -m harness compare` prints it."""
+        from harness.comparison.table import markdown  # noqa: PLC0415  (which reads comparisons)
+
+        return markdown(self)
 
 
 def compared(

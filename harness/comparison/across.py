@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.rows import row_statistics
-from harness.compare.comparison import Comparison, NothingToCompare, Pair, code_of, compared, device_of
-from harness.compare.environment import unlike
-from harness.compare.policy import Policy
-from harness.compare.ratio import TimeRatio, quotient
-from harness.compare.row import RowComparison
-from harness.compare.side import side_of
+from harness.comparison.comparison import Comparison, NothingToCompare, Pair, code_of, compared, device_of
+from harness.comparison.environment import unlike
+from harness.comparison.policy import Policy
+from harness.comparison.ratio import TimeRatio, quotient
+from harness.comparison.row import RowComparison
+from harness.comparison.side import side_of
 from harness.record import Record
 
 Key = tuple[str, str]  # case_id, implementation

@@ -1,0 +1,28 @@
+"""Two runs on disk, or rows of one, by a policy file: what the command `compare` and `harness.compare` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.analysis.frame import read_records
+from harness.comparison.across import compare_runs
+from harness.comparison.comparison import Comparison, Pair
+from harness.comparison.policy_file import load_policy
+from harness.comparison.within import compare_within, pairs_of_trees
+
+AGAIN = "again"  # inside a gate's run directory: rows measured a second time, with new processes
+
+
+def compare_paths(
+    base: Path, head: Path | None, pairs: Sequence[Pair], across: bool, policy: Path | None
+) -> Comparison:
+    """head None: rows of base, by default every `NAME@base` with its `NAME@head`.
+
+    Raises OSError for files that cannot be read, ValueError for records, a policy or names that are wrong.
+    """
+    records, rules = read_records(base), load_policy(policy)
+    if head is not None:
+        return compare_runs(records, read_records(head), rules, across, pairs)
+    again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
+    return compare_within(records, pairs or pairs_of_trees(records), rules, again)
