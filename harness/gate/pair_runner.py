@@ -55,7 +55,7 @@ class PairRunner(CaseRunner):
         for end, origin in self.origins.items():
             if name.removesuffix(AGAIN).endswith(end):
                 return Worker(log, origin)
-        return super()._start(name)
+        return Worker(log)
 
     def _rounds(self, case: Case, notice: Notice) -> Rounds:
         rounds = super()._rounds(case, notice)
