@@ -110,10 +110,9 @@ class OwnLoss:
             return {}
         import torch
 
-        from kernels import LinearCrossEntropyLoss
         from kernels.linear_cross_entropy.kept_order import INTERVAL
 
-        module = LinearCrossEntropyLoss(**settings, **self._settings, return_stats=True, order_interval=0)
+        module = self._new_module(settings, return_stats=True)
         module.load_state_dict(self._module(linear_weight, settings).state_dict())  # the order that was measured
         loss, stats = module(input, linear_weight, target, linear_bias)
         torch.autograd.backward(loss, upstream.to(loss.dtype))
@@ -126,13 +125,16 @@ class OwnLoss:
         return told
 
     def _module(self, linear_weight: Tensor, settings: dict[str, Any]) -> LinearCrossEntropyLoss:
-        from kernels import LinearCrossEntropyLoss
-
         key = (*settings.values(), linear_weight.shape)
         if key not in self._modules:
-            # the order of `prepare` stays: a refresh would fit it to the tokens that are timed. Its cost is in figures
-            self._modules[key] = LinearCrossEntropyLoss(**settings, **self._settings, order_interval=0)
+            self._modules[key] = self._new_module(settings)
         return self._modules[key]
+
+    def _new_module(self, settings: dict[str, Any], *, return_stats: bool = False) -> LinearCrossEntropyLoss:
+        from kernels import LinearCrossEntropyLoss
+
+        # the order of `prepare` stays: a refresh would fit it to the tokens that are timed. Its cost is in figures
+        return LinearCrossEntropyLoss(**settings, **self._settings, return_stats=return_stats, order_interval=0)
 
 
 def _order_ms(module: LinearCrossEntropyLoss, input: Tensor, linear_weight: Tensor, target: Tensor) -> float:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.analysis.formats import MIB, mib, ms, number, setting
-from harness.analysis.pictures.labels import Label, place_beside
+from harness.analysis.formats import MIB, mib, ms
 from harness.analysis.pictures.picture import (
-    DISAGREES_COLOUR,
     FLOOR_COLOUR,
-    MOST_PANELS,
     NO_GPU_TIMES,
     OK_COLOUR,
-    SMALL,
-    WIDTH_INCHES,
     Picture,
     Skipped,
     agrees,
-    first_of,
-    plain_log_ticks,
-    say_left_out,
     timed_rows,
 )
+from harness.analysis.pictures.points import NOTE, points
 from harness.analysis.row import Row, median_of, to_row
 from harness.record import Record
 
@@ -45,18 +36,7 @@ def time_memory(records: Sequence[Record]) -> Picture | Skipped:
             cases.setdefault(record.case_id, []).append(record)
     if not cases:
         return Skipped(STEM, "no timed row has a memory peak")
-    shown = list(cases.values())[:MOST_PANELS]
-    figure = Figure(figsize=(WIDTH_INCHES, 3.3 * len(shown) + 0.5), layout="constrained")
-    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axes, case in zip(panels, shown, strict=True):
-        _points(axes, case)
-    figure.legend(handles=_key(), loc="outside upper center", ncols=4, fontsize=SMALL, frameon=False)
-    say_left_out(figure, first_of(len(shown), len(cases), "cases"))
-    figure.draw_without_rendering()  # lays out: names are placed by where points are on the page
-    figure.set_layout_engine("none")
-    for axes, case in zip(panels, shown, strict=True):
-        place_beside(axes, [_label(record) for record in case], SMALL)
-    return Picture(STEM, figure)
+    return points(STEM, cases, _place, _draw, ("fwd+bwd peak, MiB", "fwd+bwd, ms"), _key())
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
@@ -68,15 +48,7 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
     return front
 
 
-def _points(axes: Axes, records: Sequence[Record]) -> None:
-    case = records[0].case
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for record in records:
-        x, y = _place(record)
-        colour = OK_COLOUR if agrees(record) else DISAGREES_COLOUR
-        inside = colour if agrees(record) else "white"
-        axes.plot(x, y, "o", color=colour, markerfacecolor=inside, markeredgewidth=1.4, markersize=6, zorder=4)
+def _draw(axes: Axes, records: Sequence[Record]) -> None:
     front = pareto_front([to_row(record) for record in records if agrees(record)])
     if front:
         corners = [((row.fwd_bwd_peak_bytes or 0) / MIB, row.fwd_bwd_ms or 0.0) for row in front]
@@ -92,23 +64,16 @@ def _points(axes: Axes, records: Sequence[Record]) -> None:
     axes.set_xlim(left / (right / left) ** 0.06 / 1.02, right * (right / left) ** 0.17 * 1.02)
     axes.set_ylim(low / (high / low) ** 0.14 / 1.02, high * (high / low) ** 0.14 * 1.02)
     axes.axvline(floor / MIB, color=FLOOR_COLOUR, linestyle=":", linewidth=1.2, zorder=1)
-    note: dict[str, Any] = {"fontsize": SMALL, "color": FLOOR_COLOUR, "style": "italic"}
     axes.annotate(
         f"gradients alone: {mib(floor)} MiB", (floor / MIB, 0.98), xycoords=("data", "axes fraction"),
-        xytext=(4, -1), textcoords="offset points", va="top", **note,
+        xytext=(4, -1), textcoords="offset points", va="top", **NOTE,
     )  # fmt: skip
     if dense_ms:
         axes.axhline(dense_ms, color=FLOOR_COLOUR, linestyle="--", linewidth=1.0, zorder=1)
         axes.annotate(
             f"{DENSE_GEMMS} GEMMs: {ms(dense_ms)} ms", (1, dense_ms), xycoords=("axes fraction", "data"),
-            xytext=(-4, -2), textcoords="offset points", va="top", ha="right", **note,
+            xytext=(-4, -2), textcoords="offset points", va="top", ha="right", **NOTE,
         )  # fmt: skip
-    axes.set_title(f"{setting(case)}, β = {number(case.label_smoothing)}", fontsize=SMALL + 1.5, loc="left")
-    axes.set_xlabel("fwd+bwd peak, MiB", fontsize=SMALL + 1)
-    axes.set_ylabel("fwd+bwd, ms", fontsize=SMALL + 1)
-    axes.grid(alpha=0.25, which="major")
-    plain_log_ticks(axes, "x")
-    plain_log_ticks(axes, "y")
 
 
 def _place(record: Record) -> tuple[float, float]:
@@ -116,16 +81,8 @@ def _place(record: Record) -> tuple[float, float]:
     return (row.fwd_bwd_peak_bytes or 0) / MIB, row.fwd_bwd_ms or 0.0
 
 
-def _label(record: Record) -> Label:
-    x, y = _place(record)
-    return Label(record.implementation, x, y, "#222222" if agrees(record) else DISAGREES_COLOUR)
-
-
 def _key() -> list[Line2D]:
-    hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.4}
     return [
-        Line2D([], [], color=OK_COLOUR, marker="o", linestyle="", label="gradients agree"),
-        Line2D([], [], color=DISAGREES_COLOUR, marker="o", linestyle="", label="not ok, never ranked", **hollow),
         Line2D([], [], color=OK_COLOUR, alpha=0.45, linewidth=2, label="nothing that agrees is better in both"),
         Line2D([], [], color=FLOOR_COLOUR, linestyle=":", label="floors"),
     ]
