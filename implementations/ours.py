@@ -15,8 +15,8 @@ of other blocks), which is what code tested on a CPU gets. Supports every case.
 - `ours-fused`: the paper's fused version, gradients in the forward, scaled by the backward; `ours-fused-no-filter` the
   same of `ours-exact`.
 
-The loss is fp32 whatever the inputs' dtype, as in the contract. What the filter drops is lost, as in the paper;
-smoothing never enters a filtered tile, so none of it is.
+The loss is fp32 whatever the inputs' dtype, as in the contract. What the filter drops is lost, as in the paper,
+smoothing with the rest of the tile.
 """
 
 from __future__ import annotations

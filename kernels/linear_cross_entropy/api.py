@@ -85,7 +85,7 @@ def linear_cross_entropy(
             is "exact" where too many matter, and for anything but bf16 and fp16 on a GPU. Its sums over tiles
             are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
             "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
-            is faster and loses what it skips; smoothing is exact whichever is chosen.
+            is faster and loses what it skips, smoothing with the rest: kept alone it would be worse.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,
             beside the rounding of their dtype. None means three eighths of a unit in the last place:
             0.003 in bf16, 0.0004 in fp16, what torch's own roundings add up to. Smaller is slower.

@@ -100,7 +100,6 @@ def weight_gradient_kernel(
     blocks_of_tile,  # (tiles, blocks) int32
     block_counts,  # (tiles,) int32
     order,  # (width,) int64: row of grad_weight each class goes to, unused without SORTED
-    shift,  # (D,) fp32, subtracted from every row
     grad_weight,  # (V, D) with SORTED, else (width, D), out
     N,
     width,
@@ -134,7 +133,6 @@ def weight_gradient_kernel(
     rows = row + tl.arange(0, ROWS)
     cols = col + tl.arange(0, COLS)
     inside = rows < width
-    total -= tl.load(shift + cols, mask=cols < D, other=0.0)[None, :]
     places = rows.to(tl.int64)
     if SORTED:
         places = tl.load(order + rows, mask=inside, other=0)
@@ -184,18 +182,17 @@ def write_weight_gradient(
     input: Tensor,  # (N, D)
     lists: ActiveLists,
     order: Tensor | None,  # (width,)
-    shift: Tensor,  # (D,) fp32
     grad_weight: Tensor,  # (V, D) with an order, else (width, D)
     tile: Tile,
     product: ProductTile,
 ) -> None:
-    """grad_weight rows = dz.T @ input over active token blocks - shift."""
+    """grad_weight rows = dz.T @ input over active token blocks."""
     (N, width), D = dz.shape, input.shape[1]
     blocks = lists.blocks_of_tile.shape[1]
     weight_gradient_kernel[(cdiv(width, product.rows) * cdiv(D, product.cols),)](
         row_major(dz, (product.step, product.rows), product.tma),
         row_major(input, (product.step, product.cols), product.tma),
-        lists.blocks_of_tile, lists.block_counts, order, shift, grad_weight,
+        lists.blocks_of_tile, lists.block_counts, order, grad_weight,
         N, width, D, blocks, dz.stride(0), input.stride(0),
         SORTED=order is not None, PRECISE=dz.dtype == torch.float32, TMA=product.tma,
         BLOCK_N=tile.block_n, BLOCK_V=tile.block_v,

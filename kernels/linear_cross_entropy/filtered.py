@@ -4,14 +4,13 @@ For each slice of the vocabulary, its classes optionally in order of their avera
     dz, active = logit gradient of the slice           a flag for each (128 tokens, 256 classes)
     dE        += dz @ C over active tiles              fp32
     dC         = dz.T @ E over active token blocks     written once, fp32 accumulation
-Without a softcap label smoothing adds a rank-one term to the logit gradient, -g_n * beta / V for every v.
-It is taken out of the tiles, where the filter would lose it, and added in the one final write of dE and dC:
-    dE_n -= g_n * beta * mean_v C_v                    dC_v -= (beta / V) * sum_n g_n E_n
 Not materialised: the logits, an fp32 copy of dC. Scratch: fp32 dE, one slice of dz and, sorted, the slice's rows of C;
-slices.py says where they live. Sums over V or N for the rank-one term are column_sum.py's: torch's own stage 281 MiB.
+slices.py says where they live.
 
 What the filter loses is real: the tail of p is small in each element, large in sum, and shares a direction.
-With eps = 0 nothing is filtered, smoothing stays in the tiles, and this is exact.
+Smoothing, -g_n * beta / V for every v, is lost with the tile, as in the paper. It is of rank one and could be added
+whole at no cost, but must not be: it pushes every class up, what holds the tail down is p, and with p dropped a model
+trains until its tail has half of the mass (docs/training.md). With eps = 0 nothing is filtered, and this is exact.
 """
 
 from dataclasses import replace
@@ -55,12 +54,6 @@ def gradients(
     product = product or choose_product_tile(problem)
     E, C = problem.input, problem.weight
     N, V, D = problem.tokens, problem.vocab_size, problem.hidden_size
-    split = method.eps > 0 and problem.label_smoothing > 0
-    share = problem.label_smoothing / V if split else 0.0
-    shift = torch.zeros(D, device=E.device)  # of every row of dC; likewise bias_shift of db
-    if split:
-        shift = column_sum(E, grad_loss) * share
-    bias_shift = grad_loss.sum() * share
     slices = plan(problem, needs, method, width)
     order = class_order(problem, slices) if method.sort else None
     if order is not None:
@@ -78,24 +71,20 @@ def gradients(
         active = _every_tile(dz, tile)
         write_logit_gradient(
             part, V, piece.start, statistics, grad_loss, grad_lse, dz, tile,
-            active=active if method.eps > 0 else None, eps=method.eps, split_smoothing=split,
+            active=active if method.eps > 0 else None, eps=method.eps,
         )  # fmt: skip
         lists = ActiveLists(active)
         if accumulator is not None:
             add_input_gradient(dz, part.weight, lists, accumulator, tile, product, first=piece.start == 0)
         if grad_weight is not None:
             target = grad_weight[piece.start : piece.stop] if rows is None else grad_weight
-            write_weight_gradient(dz, E, lists, rows, shift, target, tile, product)
+            write_weight_gradient(dz, E, lists, rows, target, tile, product)
         if grad_bias is not None:  # from all of dz: skipped tiles are written too, and one sum needs no filter
-            sums = column_sum(dz) - bias_shift
             places = slice(piece.start, piece.stop) if rows is None else rows
-            grad_bias[places] = sums.to(grad_bias.dtype)
+            grad_bias[places] = column_sum(dz).to(grad_bias.dtype)
     del scratch, dz, part  # the spare buffer, before dE is rounded into memory of its own
     if accumulator is None:
         return Gradients(None, grad_weight, grad_bias)
-    if split:
-        mean_row = column_sum(C) / V
-        accumulator.addr_(grad_loss, mean_row, alpha=-problem.label_smoothing)
     return Gradients(accumulator.to(E.dtype), grad_weight, grad_bias)
 
 

@@ -7,9 +7,7 @@ The one-hot and the smoothing are subtracted in fp32, before the one rounding. N
 one slice, N * width * itemsize bytes, in memory the caller owns.
 
 FILTER is the paper's gradient filter: a tile where every |dz_nv| <= eps * (|g_n| + |l_n|) gets flag 0, and no
-product reads it. Its caller moves the smoothing out of the tile (`smooth` 0), for it is of rank one:
-nothing of it may be lost to the filter. Under a softcap that holds of the part -g beta/V alone; `outside`
-puts what remains, g * beta/V * (1 - ds/dz), into the tile.
+product reads it.
 """
 
 import torch
@@ -47,7 +45,6 @@ def logit_gradient_kernel(
     softcap,
     keep,  # 1 - beta
     smooth,
-    outside,
     eps,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -92,16 +89,14 @@ def logit_gradient_kernel(
             HAS_BIAS, PRECISE, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
         )  # fmt: skip
         if SOFTCAP:
-            g_tile = g
-            if not TMA:  # addresses take registers too: no more are left to keep g in
-                g_tile = tl.load(grad_loss + rows, mask=in_batch, other=0.0)
             z, slope = capped(z, softcap, PRECISE)
         d = shifted_exp(z, top, PRECISE)
         d = d * e_scale[:, None] - g_smooth[:, None]
         y_local = y - col
         if SOFTCAP:  # a branch between slope and its use would keep both tiles in registers
-            d = tl.where(local[None, :] == y_local[:, None], d - (g_tile * keep)[:, None], d)
-            d = d * slope + (g_tile * outside)[:, None]
+            g_keep = tl.load(grad_loss + rows, mask=in_batch, other=0.0) * keep  # no registers are left to keep g in
+            d = tl.where(local[None, :] == y_local[:, None], d - g_keep[:, None], d)
+            d = d * slope
         elif tl.max(((y_local >= 0) & (y_local < BLOCK_V)).to(tl.int32), axis=0) > 0:  # few tiles hold a target
             g_keep = tl.load(grad_loss + rows, mask=in_batch, other=0.0) * keep
             d = tl.where(local[None, :] == y_local[:, None], d - g_keep[:, None], d)
@@ -124,11 +119,9 @@ def write_logit_gradient(
     tile: Tile,
     active: Tensor | None = None,  # (token blocks, tiles) int32, out: given, the tile is filtered
     eps: float = 0.0,
-    split_smoothing: bool = False,
 ) -> None:
-    """dz of the slice. With `split_smoothing` the caller adds -g * beta / V itself."""
+    """dz of the slice."""
     N, width = problem.tokens, problem.vocab_size
-    share = problem.label_smoothing / vocab_size
     token_blocks, tiles = cdiv(N, tile.block_n), cdiv(width, tile.block_v)
     groups = vocabulary_groups(token_blocks, tiles, multiprocessors(dz.device), tiles)
     tiles_per_group = cdiv(tiles, groups)
@@ -140,8 +133,7 @@ def write_logit_gradient(
         row_major(dz, (tile.block_n, tile.block_v), tile.tma), active,
         N, width, problem.hidden_size,
         problem.input.stride(0), problem.weight.stride(0), dz.stride(0), first_class, tiles_per_group,
-        problem.softcap, 1.0 - problem.label_smoothing,
-        share if has_softcap or not split_smoothing else 0.0, share if split_smoothing else 0.0, eps,
+        problem.softcap, 1.0 - problem.label_smoothing, problem.label_smoothing / vocab_size, eps,
         HAS_BIAS=problem.bias is not None, SOFTCAP=has_softcap, FILTER=active is not None,
         PRECISE=problem.input.dtype == torch.float32, TMA=tile.tma, **tile.blocks, **tile.options,
     )  # fmt: skip

@@ -74,8 +74,7 @@ def gradients(
         if grad_bias is not None:
             grad_bias += dz.sum(dim=0)  # one sum a class: nothing to save by filtering it
         if filtering:
-            share = g[:, None] * (beta / V)  # of rank one: kept wherever the filter drops the rest
-            dz = _filtered(dz + share, method.eps * (g.abs() + g_lse.abs()), order, blocks) - share
+            dz = _filtered(dz, method.eps * (g.abs() + g_lse.abs()), order, blocks)
         if grad_input is not None:
             grad_input[rows] = dz @ weight
         if grad_weight is not None:
