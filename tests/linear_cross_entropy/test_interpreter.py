@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.takes_s(240)
+pytestmark = pytest.mark.takes_s(280)
 ROOT = Path(__file__).parents[2]
 FILES = {
     "tail_interpreted.py": "1",
