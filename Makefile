@@ -2,6 +2,8 @@
 PYTHON ?= python3
 SUITE ?= suites/quick.yaml
 TESTS ?= tests
+# processes that share the tests: none beside this one where there is a GPU, which is for one at a time
+WORKERS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 0 || echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 BIN := .venv/bin
 
 .PHONY: run test check format install clean
@@ -11,7 +13,7 @@ run: install
 	$(BIN)/python -m harness run $(SUITE)
 
 test: install
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(TESTS) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

@@ -39,12 +39,13 @@ def poisoned_memory(device: torch.device, needed_bytes: int) -> Iterator[int | N
     `needed_bytes` is what the call inside takes at its peak. Poison never takes the memory that it would need beside.
     """
     if device.type != "cuda":
-        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)  # which is what makes torch fill memory
+        before = torch.get_deterministic_debug_mode()
+        # Which is what makes torch fill memory. use_deterministic_algorithms would import torch's compiler: a second
+        torch.set_deterministic_debug_mode("warn")
         try:
             yield None
         finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.set_deterministic_debug_mode(before)
         return
     release_cached_memory(device)
     size = max(0, min(needed_bytes, int(0.9 * free_bytes(device)) - needed_bytes))

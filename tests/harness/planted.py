@@ -19,7 +19,7 @@ def right(*arguments: Any, **settings: Any) -> torch.Tensor:
 
 def slow(*arguments: Any, **settings: Any) -> torch.Tensor:
     """Right, and long enough under way to be killed there."""
-    time.sleep(0.5)
+    time.sleep(0.1)
     return eager_loss(*arguments, **settings)
 
 

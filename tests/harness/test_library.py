@@ -17,6 +17,7 @@ import harness
 from harness import runs
 from harness.run_directory import UnusableRun
 
+pytestmark = pytest.mark.takes_s(30)
 ROOT = Path(__file__).parents[2]
 PYTHON_FILE = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
 SUITE = {

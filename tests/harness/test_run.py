@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness.running import HARNESS, harness, records
 
+pytestmark = pytest.mark.takes_s(80)
 PLANTED = """\
 name: planted
 description: one of each kind of failure

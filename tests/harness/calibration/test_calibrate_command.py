@@ -12,6 +12,8 @@ import yaml
 
 from tests.harness.training.conftest import toy_settings, write_text
 
+pytestmark = pytest.mark.takes_s(40)
+
 
 def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness", *map(str, arguments)]

@@ -13,6 +13,8 @@ from safetensors import safe_open
 
 from tests.harness.training.conftest import toy_settings, write_text
 
+pytestmark = pytest.mark.takes_s(20)
+
 
 def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness", *map(str, arguments)]

@@ -10,6 +10,7 @@ import pytest
 from harness.analysis.frame import read_records
 from tests.harness.running import harness
 
+pytestmark = pytest.mark.takes_s(60)
 SUITE = """\
 name: toy
 description: one row, of whichever tree

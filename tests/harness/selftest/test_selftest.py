@@ -15,6 +15,7 @@ from harness.selftest.faults import FAULTS, Group, faults_on, suite_of
 from harness.selftest.verdicts import Finding, Outcome, finding
 from implementations.registry import load
 
+pytestmark = pytest.mark.takes_s(90)
 BY_NAME = {(fault.name, fault.group): fault for fault in FAULTS}
 SLOWER, LEAKY = BY_NAME["slower", Group.TIMED], BY_NAME["leaky", Group.TIMED]
 

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -293,3 +295,14 @@ def test_memory_is_poisoned_inside_alone():
         assert poisoned is None
         assert bool(torch.empty(1000).isnan().all()) and bool(torch.empty(10, dtype=torch.bfloat16).isnan().all())
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_poison_imports_no_compiler():
+    """It would be a second of every worker's start."""
+    program = (
+        "import sys, torch; from harness.worker.poison import poisoned_memory\n"
+        "with poisoned_memory(torch.device('cpu'), 0): print(torch.empty(9).isnan().all().item())\n"
+        "print([m for m in ('torch._inductor', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["True", "[]"]

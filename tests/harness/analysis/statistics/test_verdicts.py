@@ -24,6 +24,8 @@ from harness.analysis.statistics.simulation import (
 )
 from harness.analysis.statistics.verdict import Verdict, verdict, verdict_of
 
+pytestmark = pytest.mark.takes_s(30)
+
 
 def _interval(low: float, high: float) -> Interval:
     return Interval(estimate=(low + high) / 2, low=low, high=high, rounds=20)
