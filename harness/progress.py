@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -14,14 +15,19 @@ from harness.record import Record, Status
 
 _PLAIN_PERIOD_S = 10.0  # a log file wants a sign of life, not every phase
 
+LOG = "progress.log"
+
 console = Console(stderr=True, highlight=False)
 
 
 class Progress:
-    """Case k of n, implementation, phase, time left."""
+    """Case k of n, implementation, phase, time left. `logs` gets a file with every phase and when it began."""
 
-    def __init__(self, cases: int, seconds_left: float) -> None:
+    def __init__(self, cases: int, seconds_left: float, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
         self._cases = cases
+        self._log = logs / LOG
+        self._begin = time.monotonic()
         self._case = ""
         self._number = 0
         self._ends = time.monotonic() + seconds_left
@@ -45,6 +51,8 @@ class Progress:
 
     def note(self, implementation: str, phase: str, always: bool = False) -> None:
         """Says who is doing what."""
+        with self._log.open("a") as log:
+            log.write(f"{time.monotonic() - self._begin:8.2f} s  case {self._number}  {implementation}  {phase}\n")
         left = max(0.0, self._ends - time.monotonic())
         line = (
             f"case {self._number} of {self._cases}  {self._case}  {implementation}  {phase}  "

@@ -166,7 +166,7 @@ def execute(
     )
     guesses = estimates(plan, todo)
     took, guessed = 0.0, 0.0
-    with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
+    with closing(runner), Progress(len(cases), sum(guesses), directory.logs).shown() as progress:
         for position, case in enumerate(todo):
             if interrupted.is_set():
                 raise KeyboardInterrupt

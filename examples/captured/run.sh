@@ -24,7 +24,7 @@ for model in large tied wide; do
         capture "$curve/checkpoints/kept-000300" "$model-b$beta-early" 32768
     done
 done
-capture runs/captured-large/curves/ours-exact-b0 large-b0-late-65536 65536
+capture runs/captured-wide/curves/ours-exact-b0 wide-b0-late-65536 65536
 
 "$python" -m harness inspect captured/*-late.safetensors captured/*-early.safetensors >captured/sparsity.md
 "$python" -m harness run suites/captured.yaml

@@ -88,7 +88,7 @@ class PairGate:
         left_s = self.budget_s
         records: list[Record] = []
         again: list[Record] = []
-        with closing(runner), Progress(len(cases), sum(guesses)).shown() as progress:
+        with closing(runner), Progress(len(cases), sum(guesses), runner.logs).shown() as progress:
             for position, case in enumerate(cases):
                 if runs.interrupted.is_set():
                     raise KeyboardInterrupt

@@ -141,6 +141,20 @@ def test_the_table_is_on_stdout_and_progress_on_stderr(planted: tuple[Path, Any]
     assert (directory / "report.md").read_text().strip() == done.stdout.strip()
 
 
+def test_the_log_says_who_did_what_and_when(planted: tuple[Path, Any]) -> None:
+    directory, _ = planted
+    lines = [line.split(maxsplit=2) for line in (directory / "logs/progress.log").read_text().splitlines()]
+    begun = [float(second) for second, _, _ in lines]
+    assert begun == sorted(begun)
+    told = [what for _, _, what in lines]
+    assert told[0] == "case 1  all  start"
+    assert (
+        told.index("case 1  right  settle")
+        < told.index("case 1  right  round 6")
+        < told.index("case 1  right  agreement")
+    )
+
+
 def test_samples_are_raw_and_enough(planted: tuple[Path, Any]) -> None:
     (row,) = (r for r in records(planted[0]) if r.implementation == "right")
     assert row.times is not None
