@@ -67,14 +67,14 @@ implementations:
   - {name: hangs, path: "tests.harness.planted:hangs"}
   - {name: right, path: "tests.harness.planted:right"}
 measurement: {minimum_rounds: 4, samples_per_turn: 5, case_budget_s: 1}
-limits: {timeout_s: 60}
+limits: {timeout_s: 30}
 expectations: [{implementation: hangs, status: timeout, reason: planted}]
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """Under way: it waits for a minute, which the other tests fill."""
+    """Under way: it waits for half a minute, which the other tests fill."""
     root = tmp_path_factory.mktemp("hanging")
     (root / "suite.yaml").write_text(HANGING)
     command = [*HARNESS, "run", str(root / "suite.yaml"), "--out", str(root / "run")]
@@ -214,9 +214,9 @@ def test_records_say_which_code_they_measured(planted: tuple[Path, Any]) -> None
 
 def test_unexpected_failures_decide_the_exit_code(tmp_path: Path) -> None:
     suite = tmp_path / "suite.yaml"
-    plain = PLANTED.split("expectations", maxsplit=1)[0]
-    suite.write_text(plain)
-    wrong = harness("run", suite, "--only", "baseline", "--only", "wrong", "--out", tmp_path / "wrong")
+    plain = PLANTED.split("measurement", maxsplit=1)[0]
+    suite.write_text(plain + "measurement: {phases: [agreement]}")
+    wrong = harness("run", suite, "--only", "lower-bound", "--only", "wrong", "--out", tmp_path / "wrong")
     assert wrong.returncode == 3, wrong.stderr
     both = harness("run", suite, "--only", "wrong", "--only", "raises", "--out", tmp_path / "both")
     assert both.returncode == 4, both.stderr
@@ -228,7 +228,7 @@ def test_a_hanging_worker_is_ended_while_the_others_finish(hanging: tuple[Path, 
     assert process.wait(timeout=180) == 0, (directory.parent / "stderr").read_text()
     found = {r.implementation: r for r in records(directory)}
     assert found["hangs"].status == "timeout"
-    assert found["hangs"].reason == "no answer to 'settle' within 60 s"
+    assert found["hangs"].reason == "no answer to 'settle' within 30 s"
     assert found["hangs"].times is None or found["hangs"].times.fwd_bwd_ms == []
     assert all(found[name].status == "ok" for name in ("baseline", "right"))
     assert found["right"].times is not None and len(found["right"].times.fwd_bwd_ms) >= 20

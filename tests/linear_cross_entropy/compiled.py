@@ -1,7 +1,7 @@
 """Compiles the kernels for sm_90 and sm_80, without a GPU, and asks ptxas what came out.
 
 Registers that spill and shared memory that does not fit are silent until a launch, and then slow or fatal. Collected
-by test_interpreter.py, in a process without TRITON_INTERPRET.
+by test_compiled.py, in a process without TRITON_INTERPRET.
 """
 
 import re

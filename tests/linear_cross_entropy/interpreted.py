@@ -1,4 +1,4 @@
-"""Numerics of the Triton kernels in Triton's interpreter. Collected by test_interpreter.py, in a process of its own.
+"""Numerics of the Triton kernels in Triton's interpreter. Collected by test_interpreted.py, in a process of its own.
 
 The interpreter computes in numpy: fp32 and fp16 are faithful, bf16 is not, so bf16 is left to tests/gpu. Its cost is
 per tile operation, so shapes are small and tiles large. Every shape is ragged in N, D and V.

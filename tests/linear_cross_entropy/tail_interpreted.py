@@ -1,5 +1,5 @@
 """Gradients of the tail-corrected operator in Triton's interpreter: exact where every pair is computed, as wrong as
-they say where not. Collected by test_interpreter.py, in a process of its own.
+they say where not. Collected by test_tail_interpreted.py, in a process of its own.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """What surrounds the tail-corrected gradients, in Triton's interpreter: routing, operators, function and module.
 
-Collected by test_interpreter.py, in a process of its own. On a CPU the function takes the exact path; here it is told
-that tiles of 128 classes can be tail-corrected, as it is on a GPU.
+Collected by test_tail_surfaces_interpreted.py, in a process of its own. On a CPU the function takes the exact path;
+here it is told that tiles of 128 classes can be tail-corrected, as it is on a GPU.
 """
 
 # ruff: noqa: N806 - N, V and T are the names of the glossary
