@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.running import HARNESS, harness, records
 
-pytestmark = pytest.mark.takes_s(120)
+pytestmark = pytest.mark.takes_s(60)
 TINY = """\
 name: tiny
 description: many cases that take no time

@@ -142,8 +142,9 @@ def test_logits_kernels(
         "SOFTCAP": softcap,
         "bias": f"*{dtype}" if bias else None,
     }
-    for smooth in (True, False):
-        check(forward_kernel, arguments | {"SMOOTH": smooth}, tile.options, capability)
+    check(forward_kernel, arguments | {"SMOOTH": True}, tile.options, capability)
+    if capability == 90 and dtype != "fp32":  # elsewhere no wgmma waits for another, and without SMOOTH is a sum less
+        check(forward_kernel, arguments | {"SMOOTH": False}, tile.options, capability)
     rare = bias and softcap  # no model has both; the variants left out with both spill 8 to 200 bytes
     if not (rare and dtype == "fp32"):
         check(logit_gradient_kernel, arguments | {"FILTER": False, "active": None}, tile.options, capability)

@@ -132,7 +132,7 @@ class Measured:
 
 @functools.cache
 def measured(kind: str, beta: float, softcap: float | None, ordered: bool, tolerance: float) -> Measured:
-    problem = make_problem(kind, 180, 96, 1400, beta=beta, softcap=softcap)
+    problem = make_problem(kind, 130, 96, 1000, beta=beta, softcap=softcap)
     upstream = mean_upstream(problem)
     exact = oracle(problem, upstream)[1]
     order = tree(problem) if ordered else None
