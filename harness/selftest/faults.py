@@ -65,7 +65,7 @@ _JUDGED: dict[str, dict[str, Any]] = {
     "cpu": {"tokens": 512, "hidden_size": 48, "vocab_size": 1000, "label_smoothing": 0.1, "inputs": "gaussian"},
 }
 _PHASES = {Group.TIMED: ["memory", "time", "agreement"], Group.JUDGED: ["agreement"], Group.HANGING: ["agreement"]}
-_PATIENCE_S = {Group.TIMED: 300.0, Group.JUDGED: 300.0, Group.HANGING: 60.0}  # opening is a request too
+_PATIENCE_S = {Group.TIMED: 300.0, Group.JUDGED: 300.0, Group.HANGING: 30.0}  # opening is a request too
 
 
 def faults_on(device: str) -> list[Fault]:

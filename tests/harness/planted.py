@@ -128,28 +128,6 @@ def wrong(*arguments: Any, **settings: Any) -> torch.Tensor:
     return 0.9 * loss + 0.1 * loss.detach()
 
 
-def zero_weight_gradient(input: torch.Tensor, linear_weight: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
-    """The right loss, and a gradient of linear_weight that an absolute tolerance would let pass."""
-    return eager_loss(input, linear_weight.detach() + 0 * linear_weight, *arguments, **settings)
-
-
-def spoils_inputs(input: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
-    """Right, but its backward leaves one element of its input changed."""
-    return _Spoil.apply(eager_loss(input, *arguments, **settings), input)
-
-
-class _Spoil(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-        ctx.input = input
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ctx.input.data[0, 0] += 1
-        return upstream, None
-
-
 def _missing() -> Any:
     import a_library_nobody_has  # type: ignore[import-not-found]
 

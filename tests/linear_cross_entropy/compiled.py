@@ -1,7 +1,7 @@
 """Compiles the kernels for sm_90 and sm_80, without a GPU, and asks ptxas what came out.
 
 Registers that spill and shared memory that does not fit are silent until a launch, and then slow or fatal. Collected
-by test_interpreter.py, in a process without TRITON_INTERPRET.
+by test_compiled.py, in a process without TRITON_INTERPRET.
 """
 
 import re
@@ -81,15 +81,19 @@ def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, int], ca
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in DIVISIBLE]
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(binary.asm["cubin"])
-        report, sass = (
-            subprocess.run([CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
-            for what in ("--dump-resource-usage", "--dump-sass")
-        )
+    report, sass = dump(binary.asm["cubin"], "--dump-resource-usage"), ""
+    if "wgmma" in binary.asm["ptx"]:  # disassembling takes longer than ptxas: only what has instructions to count
+        sass = dump(binary.asm["cubin"], "--dump-sass")
+        assert " HGMMA." in sass
     stack = re.search(r"STACK:(\d+)", report)
     assert stack is not None, report
     return Compiled(int(stack[1]), binary.metadata.shared, sass.count(" HGMMA."), sass.count("WARPGROUP.ARRIVE"))
+
+
+def dump(cubin: bytes, what: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        return subprocess.run([CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def check(
@@ -138,8 +142,9 @@ def test_logits_kernels(
         "SOFTCAP": softcap,
         "bias": f"*{dtype}" if bias else None,
     }
-    for smooth in (True, False):
-        check(forward_kernel, arguments | {"SMOOTH": smooth}, tile.options, capability)
+    check(forward_kernel, arguments | {"SMOOTH": True}, tile.options, capability)
+    if capability == 90 and dtype != "fp32":  # elsewhere no wgmma waits for another, and without SMOOTH is a sum less
+        check(forward_kernel, arguments | {"SMOOTH": False}, tile.options, capability)
     rare = bias and softcap  # no model has both; the variants left out with both spill 8 to 200 bytes
     if not (rare and dtype == "fp32"):
         check(logit_gradient_kernel, arguments | {"FILTER": False, "active": None}, tile.options, capability)

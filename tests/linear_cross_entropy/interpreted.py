@@ -1,4 +1,4 @@
-"""Numerics of the Triton kernels in Triton's interpreter. Collected by test_interpreter.py, in a process of its own.
+"""Numerics of the Triton kernels in Triton's interpreter. Collected by test_interpreted.py, in a process of its own.
 
 The interpreter computes in numpy: fp32 and fp16 are faithful, bf16 is not, so bf16 is left to tests/gpu. Its cost is
 per tile operation, so shapes are small and tiles large. Every shape is ragged in N, D and V.
@@ -7,6 +7,7 @@ per tile operation, so shapes are small and tiles large. Every shape is ragged i
 # ruff: noqa: N803 - N, D, V, E and C are the names of the glossary
 
 import os
+import sys
 
 import pytest
 import torch
@@ -205,16 +206,29 @@ def test_only_what_is_needed(needs: Needs) -> None:
             assert value is None or error(value, getattr(exact, name)) < 2e-2
 
 
+# A sorted vocabulary concerns what comes before and after the kernel that beta and softcap are of, and eps is a number
+# to it: every eps with every order once, every beta and softcap with the filter's both branches (0 leaves it out).
+FILTERS = [
+    pytest.param(0.0, False, 0.0, None),
+    pytest.param(0.0, False, 0.1, None),
+    pytest.param(0.0, False, 0.5, 2.0),
+    pytest.param(2.0**-12, True, 0.0, None),
+    pytest.param(2.0**-12, False, 0.1, None),
+    pytest.param(0.05, False, 0.5, 2.0),
+    pytest.param(0.05, True, 0.5, 2.0),
+    pytest.param(0.05, True, 0.1, None),
+    pytest.param(0.05, False, 0.0, None),
+]
+
+
 @TILES
-@pytest.mark.parametrize("sort", [True, False])
-@pytest.mark.parametrize("eps", [0.0, 2.0**-12, 0.05])
-@pytest.mark.parametrize(("beta", "softcap"), [(0.0, None), (0.1, None), (0.5, 2.0)])
-def test_filter_skips_what_it_says(tile: Tile, sort: bool, eps: float, beta: float, softcap: float | None) -> None:
+@pytest.mark.parametrize(("eps", "sort", "beta", "softcap"), FILTERS)
+def test_filter_skips_what_it_says(tile: Tile, eps: float, sort: bool, beta: float, softcap: float | None) -> None:
     """Against plain torch that zeroes the same blocks."""
     problem = make_problem("zipf", 150, 40, 517, beta=beta, softcap=softcap, bias=True, ignored=5)
     upstream = mean_upstream(problem) * 150
     grad_lse = torch.where(problem.counted, torch.randn(150) * 0.1, 0.0)
-    statistics, method = reference.statistics(problem), Method(True, eps, sort and eps > 0)
+    statistics, method = reference.statistics(problem), Method(True, eps, sort)
     needs = all_needs(problem)
     found = filtered.gradients(
         problem, statistics, upstream, grad_lse, needs, method, tile=tile, product=product_of(tile), width=256
@@ -252,8 +266,10 @@ def test_smoothing_is_dropped_with_the_tile() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (50, 300), (40000, 3)])
-def test_column_sum(rows: int, cols: int, weighted: bool) -> None:
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (50, 300), (300, 3)])
+@pytest.mark.parametrize("parts", [1024, 8])  # 8: parts of several steps of 16 rows, the last one ragged
+def test_column_sum(rows: int, cols: int, parts: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[column_sum.__module__], "PARTS", parts)
     matrix = torch.randn(rows, cols + 5, generator=torch.Generator().manual_seed(0))[:, :cols]
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(1)) if weighted else None
     expected = ((1.0 if weights is None else weights.double()[:, None]) * matrix.double()).sum(dim=0)

@@ -1,4 +1,7 @@
-"""Groups of tokens with a tail model each, and upstream gradients of both signs. Collected by test_interpreter.py."""
+"""Groups of tokens with a tail model each, and upstream gradients of both signs.
+
+Collected by test_tail_groups_interpreted.py.
+"""
 
 # ruff: noqa: N806 - N, D and V are the names of the glossary
 

@@ -1,5 +1,5 @@
 """Gradients of the tail-corrected operator in Triton's interpreter: exact where every pair is computed, as wrong as
-they say where not. Collected by test_interpreter.py, in a process of its own.
+they say where not. Collected by test_tail_interpreted.py, in a process of its own.
 """
 
 import functools
@@ -19,6 +19,7 @@ from kernels.linear_cross_entropy.tail import operators
 from kernels.linear_cross_entropy.tail.report import GradientStats
 from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
 from tests.linear_cross_entropy.tail_runs import (
+    ENOUGH_ROWS,
     EVERY_PAIR,
     TARGETS_ALONE,
     TILE,
@@ -131,10 +132,13 @@ class Measured:
 
 @functools.cache
 def measured(kind: str, beta: float, softcap: float | None, ordered: bool, tolerance: float) -> Measured:
-    problem = make_problem(kind, 180, 96, 1400, beta=beta, softcap=softcap)
+    problem = make_problem(kind, 130, 96, 1000, beta=beta, softcap=softcap)
     upstream = mean_upstream(problem)
     exact = oracle(problem, upstream)[1]
-    found = run(problem, upstream, order=tree(problem) if ordered else None, tolerance=tolerance, certify=True)
+    order = tree(problem) if ordered else None
+    with pytest.MonkeyPatch.context() as patch:
+        use_method(patch, sampled_rows=ENOUGH_ROWS)
+        found = run(problem, upstream, order=order, tolerance=tolerance, certify=True)
     errors = error(found.gradients.input, exact.input), error(found.gradients.weight, exact.weight)
     return Measured(*errors, found.stats)
 
@@ -209,7 +213,7 @@ def test_without_a_tail_what_is_inactive_contributes_nothing(method) -> None:
     problem.target.clamp_(max=500)  # classes 512 and more share no tile with a target
     upstream = mean_upstream(problem)
     exact = oracle(problem, upstream)[1]
-    method(threshold=TARGETS_ALONE)
+    method(threshold=TARGETS_ALONE, sampled_rows=ENOUGH_ROWS)
     found, without = run(problem, upstream), run(problem, upstream, tail=False, certify=True)
     assert without.gradients.weight[512:].abs().max() == 0
     assert bool((found.gradients.weight[512:].abs().amax(dim=1) > 0).all())

@@ -40,10 +40,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return runs
 
 
-def test_a_sweep_is_judged(trained: list[Path], tmp_path: Path) -> None:
-    done = harness("calibrate", *trained, "--out", tmp_path, "--tokens", 320, "--classwise", "--device", "cpu")
+OPTIONS = ("--tokens", 320, "--classwise", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def judged(trained: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The report of both runs together, and what was printed."""
+    out = tmp_path_factory.mktemp("judged")
+    done = harness("calibrate", *trained, "--out", out, *OPTIONS)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    return out, done.stdout
+
+
+def test_a_sweep_is_judged(judged: tuple[Path, str]) -> None:
+    directory, printed = judged
+    rows = [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
     settings = [(r["softcap"], r["label_smoothing"], r["temperature_scaled"]) for r in rows]
     assert settings == [(cap, beta, scaled) for cap in (None, 5.0) for beta in (0.0, 0.5) for scaled in (False, True)]
     assert all(row["tokens"] == 320 and row["sce_total"] > 0 for row in rows)
@@ -53,30 +64,29 @@ def test_a_sweep_is_judged(trained: list[Path], tmp_path: Path) -> None:
         assert smoothed["mean_confidence"] < smoothed["accuracy"]
         assert scaled["temperature"] < 1 and scaled["accuracy"] == smoothed["accuracy"]
         assert scaled["loss_nats"] < smoothed["loss_nats"] and scaled["ece"] < smoothed["ece"]
-    text = (tmp_path / "report.md").read_text()
-    assert done.stdout == text
+    text = (directory / "report.md").read_text()
+    assert printed == text
     for picture in ("reliability-d16.svg", "reliability-d16-cap5.svg", "entropy-bound.svg"):
-        assert f"]({picture})" in text and (tmp_path / picture).exists()
-        assert (tmp_path / picture).with_suffix(".png").exists()
+        assert f"]({picture})" in text and (directory / picture).exists()
+        assert (directory / picture).with_suffix(".png").exists()
     bounds = text.split("## Entropy and its bounds")[1]
     below = [line.split("|")[-2].strip() for line in bounds.splitlines() if line.startswith("|") and "β" not in line]
     assert below[1:] == ["0"] * 4
     assert text.count("cce-b0") == 4 and "skipped" in text
 
 
-def test_a_report_takes_another_over(trained: list[Path], tmp_path: Path) -> None:
+def test_a_report_takes_another_over(trained: list[Path], judged: tuple[Path, str], tmp_path: Path) -> None:
     """As when the GPU that trained one half is given back before the other half is trained."""
-    options = ("--tokens", 320, "--device", "cpu")
-    for out, runs in (("first", trained[1:]), ("second", [tmp_path / "first", trained[0]]), ("whole", trained)):
-        done = harness("calibrate", *runs, "--out", tmp_path / out, *options)
+    for out, runs in (("first", trained[1:]), ("second", [tmp_path / "first", trained[0]])):
+        done = harness("calibrate", *runs, "--out", tmp_path / out, *OPTIONS)
         assert done.returncode == 0, done.stderr
-    second, whole = ((tmp_path / name / "rows.jsonl").read_text() for name in ("second", "whole"))
-    assert second == whole
+    second, whole = tmp_path / "second", judged[0]
+    assert (second / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
     first = (tmp_path / "first" / "report.md").read_text().splitlines()[2]
-    assert first.startswith("- D 16, 2 layers") and first in (tmp_path / "second" / "report.md").read_text()
+    assert first.startswith("- D 16, 2 layers") and first in (second / "report.md").read_text()
     for picture in ("reliability-d16.svg", "reliability-d16-cap5.svg"):
-        assert (tmp_path / "second" / picture).read_bytes() == (tmp_path / "whole" / picture).read_bytes()
-    done = harness("calibrate", tmp_path / "first", trained[1], "--out", tmp_path / "twice", *options)
+        assert (second / picture).read_bytes() == (whole / picture).read_bytes()
+    done = harness("calibrate", tmp_path / "first", trained[1], "--out", tmp_path / "twice", *OPTIONS)
     assert done.returncode == 2
     assert "β 0, D 16, softcap 5, seed 0, is judged twice" in " ".join(done.stderr.split())
 

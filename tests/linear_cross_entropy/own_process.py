@@ -1,6 +1,7 @@
 """Checks that need a process of their own: TRITON_INTERPRET is read when triton is first imported.
 
-So their files are not named test_*.py, and each has a pytest process.
+So their files are not named test_*.py, and each has a pytest process, which the test_*.py of the same name starts: one
+each, for processes that share the tests take whole files.
 """
 
 import os
@@ -9,25 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.takes_s(280)
 ROOT = Path(__file__).parents[2]
-FILES = {
-    "tail_interpreted.py": "1",
-    "interpreted.py": "1",
-    "tail_surfaces_interpreted.py": "1",
-    "tail_groups_interpreted.py": "1",
-    "compiled.py": None,
-}  # file: its TRITON_INTERPRET
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_in_a_process_of_its_own(file: str) -> None:
+def check(file: str, *, interpreted: bool) -> None:
+    """Runs the tests of `file`, with or without Triton's interpreter: all must pass, and none be skipped."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # tiles are small: threads only spin
-    if FILES[file] is not None:
-        environment["TRITON_INTERPRET"] = FILES[file]
+    if interpreted:
+        environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/linear_cross_entropy/{file}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     print(done.stdout[-1500:])
