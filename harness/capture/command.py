@@ -15,8 +15,8 @@ from harness.capture.orders import ORDERS
 from harness.capture.source import InvalidSource
 from harness.case import DType
 from harness.exits import UNFIT, fail
-from harness.run_directory import UnusableRun
-from harness.runs import UnfitEnvironment
+from harness.running.run_directory import UnusableRun
+from harness.running.runs import UnfitEnvironment
 from harness.training.dataset import InvalidCorpus
 from harness.training.execution import choose_device
 

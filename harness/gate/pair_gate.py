@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import cost, provenance, runs
+from harness import cost, provenance
 from harness.case import Case
 from harness.comparison.comparison import Comparison
 from harness.comparison.policy import Policy
@@ -18,10 +18,11 @@ from harness.comparison.within import compare_within
 from harness.gate.pair_runner import PairRunner
 from harness.gate.pairing import Pair, paired_suite, pairs_of
 from harness.gate.tree import Tree, UnusableTree
-from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import Provenance, Record
-from harness.run_directory import RunDirectory
+from harness.running import runs
+from harness.running.process import Worker, WorkerFailure
+from harness.running.run_directory import RunDirectory
 from harness.suite import Suite, Where
 
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from harness import runs
 from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.progress import console
-from harness.run_directory import UnusableRun
+from harness.running import runs
+from harness.running.run_directory import UnusableRun
 from harness.selection import InvalidSelection
 from harness.training.config import load_training, with_losses
 from harness.training.dataset import InvalidCorpus

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from harness import provenance
 from harness.progress import console
 from harness.record import Provenance
-from harness.run_directory import UnusableRun
-from harness.runs import InvalidOptions, UnfitEnvironment, device_name, interrupted
+from harness.running.run_directory import UnusableRun
+from harness.running.runs import InvalidOptions, UnfitEnvironment, device_name, interrupted
 from harness.training.batches import check_lengths, encode, token_files
 from harness.training.config import Curve, DeviceType, TrainingConfig
 from harness.training.corpus import Corpus, InvalidCorpus, read_corpus

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.atomic import new_file
 from harness.record import Provenance
-from harness.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun
 from harness.training.config import Curve, DeviceType, TrainingConfig
 from harness.training.curve_log import CurveLog
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import runs
-from harness.run_directory import Plan
+from harness.running import runs
+from harness.running.run_directory import Plan
 from harness.selection import InvalidSelection
 from harness.suite import Suite, Where
 

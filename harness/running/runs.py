@@ -13,11 +13,11 @@ from typing import Any, Literal
 from harness import cost, provenance
 from harness.case import Case
 from harness.exits import DISAGREES, FAILED_CELL
-from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import FAILED, Provenance, Record, Status
-from harness.run_directory import Plan, RunDirectory
-from harness.scheduler import CaseRunner
+from harness.running.process import Worker, WorkerFailure
+from harness.running.run_directory import Plan, RunDirectory
+from harness.running.scheduler import CaseRunner
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
