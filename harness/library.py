@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import selection
-from harness.case import Case
+from harness.case import Case, Device
 from harness.record import Record
 from harness.running import planning, runs
-from harness.running.planning import Device
 from harness.running.run_directory import RunDirectory
 from harness.suite import Suite
 from harness.suite_file import load_suite, suite_of

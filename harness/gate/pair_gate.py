@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness import cost, provenance
-from harness.case import Case
+from harness.case import Case, Device
 from harness.comparison.comparison import Comparison
 from harness.comparison.policy import Policy
 from harness.comparison.runs import AGAIN
@@ -72,10 +72,10 @@ class PairGate:
     def _trees(self) -> tuple[Tree, Tree]:
         return self.base, self.head
 
-    def _cases(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+    def _cases(self, device: Device) -> list[Case]:
         return [case for case in self.suite.cases_on(device) if self.where.matches(case)]
 
-    def _margin(self, name: str, case: Case, device: Literal["cuda", "cpu"]) -> float | None:
+    def _margin(self, name: str, case: Case, device: Device) -> float | None:
         margins = self.policy.margins(name, case)
         return margins.time_margin if device in margins.time_devices else None
 

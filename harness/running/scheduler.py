@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness import cost
-from harness.case import Case
+from harness.case import Case, Device
 from harness.record import Agreement, Memory, Provenance, Record, Status
 from harness.running.groups import Group, groups_of, places_on, waiting_bytes
 from harness.running.player import REFEREE, Player
@@ -39,7 +39,7 @@ class CaseRunner:
     """
 
     suite: Suite
-    device: Literal["cuda", "cpu"]
+    device: Device
     implementations: Sequence[SuiteImplementation]
     provenance: Provenance
     device_bytes: int

@@ -7,10 +7,11 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
+from harness.case import AskedDevice
 from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.progress import console
 from harness.running import runs
@@ -23,8 +24,6 @@ from harness.yaml_source import InvalidFile
 
 if TYPE_CHECKING:
     from harness.training.trainer import Text
-
-AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
 def train(
