@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.library import Run, compare, load_records, run_suite, to_frame
     from harness.record import Record, Status
     from harness.replay import ReplayTimer
-    from harness.runs import UnfitEnvironment
+    from harness.running.runs import UnfitEnvironment
 
 # The public names and where each lives. A new one has a line here, one in __all__ and one above. It cannot be called as
 # a module of this package is: whoever imports that module would put it in the name's place.
@@ -34,7 +34,7 @@ _HOMES = {
     "ReplayTimer": "harness.replay",
     "Run": "harness.library",
     "Status": "harness.record",
-    "UnfitEnvironment": "harness.runs",
+    "UnfitEnvironment": "harness.running.runs",
     "compare": "harness.library",
     "load_records": "harness.library",
     "run_suite": "harness.library",

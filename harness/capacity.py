@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.case import Case
-from harness.process import Worker, WorkerFailure
+from harness.running.process import Worker, WorkerFailure
 from implementations.registry import REGISTRY
 
 CONTEXT_BYTES = 700 << 20  # a CUDA context with its modules, which torch's allocator does not see

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+Device = Literal["cuda", "cpu"]
+AskedDevice = Literal["auto", "cpu", "cuda"]  # auto: the GPU if there is one
 DType = Literal["bfloat16", "float16", "float32"]
 Reduction = Literal["mean", "sum", "none"]
 InputsKind = Literal["gaussian", "zipf-weak", "zipf-medium", "zipf-strong", "confident", "uniform", "smoothed", "file"]

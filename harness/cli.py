@@ -17,22 +17,24 @@ from typing import Annotated, Any
 import typer
 from tabulate import tabulate
 
-from harness import __version__, inspection_commands, model_commands, planning, reading_commands, runs, selection
+from harness import __version__, selection
+from harness.commands import inspection, models, reading
 from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.gate import command as gate_command
-from harness.process import WorkerFailure
 from harness.progress import console
-from harness.run_directory import Plan, RunDirectory, UnusableRun
+from harness.running import planning, runs
+from harness.running.process import WorkerFailure
+from harness.running.run_directory import Plan, RunDirectory, UnusableRun
 from harness.suite import Suite
 from harness.suite_file import load_suite
 from harness.yaml_source import InvalidFile, Mistake
 from implementations.registry import LOWER_BOUND
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(model_commands.app)  # without a name: its commands stand beside those below
-app.add_typer(reading_commands.app)
+app.add_typer(models.app)  # without a name: its commands stand beside those below
+app.add_typer(reading.app)
 app.add_typer(gate_command.app)
-app.add_typer(inspection_commands.app)
+app.add_typer(inspection.app)
 
 
 class Format(StrEnum):

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import runs
 from harness.analysis.formats import mib, percent
 from harness.analysis.gpu_state import bits_in_words
 from harness.analysis.statistics.ratio import NoiseFloor, noise_floor
 from harness.analysis.statistics.turns import arranged
 from harness.analysis.statistics.verdict import MARGIN
 from harness.case import Case, Inputs
-from harness.process import Worker, WorkerFailure
+from harness.running import runs
+from harness.running.process import Worker, WorkerFailure
 from implementations.registry import REGISTRY
 
 NOISE_S = 20.0  # of turns

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import planning, runs, selection
-from harness.case import Case
-from harness.planning import Device
+from harness import selection
+from harness.case import Case, Device
 from harness.record import Record
-from harness.run_directory import RunDirectory
+from harness.running import planning, runs
+from harness.running.run_directory import RunDirectory
 from harness.suite import Suite
 from harness.suite_file import load_suite, suite_of
 from harness.yaml_source import in_memory

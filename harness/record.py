@@ -1,4 +1,4 @@
-"""A record: what was learnt of one implementation on one case. One JSON line each; see `harness.run_directory`.
+"""A record: what was learnt of one implementation on one case. One JSON line each; see `harness.running.run_directory`.
 
 Numbers are raw: samples in ms, peaks in bytes, errors as fractions. Medians are computed when records are read.
 

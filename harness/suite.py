@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.case import DATA, Case, DType, Inputs, Reduction
+from harness.case import DATA, AskedDevice, Case, Device, DType, Inputs, Reduction
 from harness.record import Expectation, Status
 from harness.yaml_source import nearest
 from implementations.registry import LOWER_BOUND, REGISTRY, known_names
@@ -29,7 +29,6 @@ from implementations.registry import LOWER_BOUND, REGISTRY, known_names
 MINIMUM_SAMPLES = 20  # below this a median's 95 % interval is most of the range; fewer are never reported
 
 Phase = Literal["memory", "time", "agreement", "attribution"]  # the last is optional: of the memory phase
-Device = Literal["cuda", "cpu", "auto"]
 # "any", or a value of Status; spelt out so that a wrong one gets one message with all that is allowed
 ExpectedStatus = Literal[
     "any", "ok", "disagrees", "impossible", "out_of_memory", "timeout", "crashed", "unsupported", "unavailable"
@@ -220,7 +219,7 @@ class Suite(_Model):
 
     name: Annotated[str, _spelt(r"[a-z0-9][a-z0-9-]*", "lower case letters, digits and dashes")]
     description: Annotated[str, Field(min_length=1)]
-    device: Device = "cuda"
+    device: AskedDevice = "cuda"
     seed: Annotated[int, Field(ge=0)] = 0
     grid: Grid | None = None
     cases: list[Case] = []
@@ -235,17 +234,17 @@ class Suite(_Model):
     expectations: list[Expected] = []
 
     @property
-    def devices(self) -> list[Literal["cuda", "cpu"]]:
+    def devices(self) -> list[Device]:
         """What a run of the suite may be on."""
         return ["cuda", "cpu"] if self.device == "auto" else [self.device]
 
-    def drawn_on(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+    def drawn_on(self, device: Device) -> list[Case]:
         """The grid's cases and the listed ones, without regard to `exclude`."""
         source: Suite | OnCpu = self.on_cpu if device == "cpu" and self.on_cpu else self
         listed = [c if "seed" in c.model_fields_set else c.model_copy(update={"seed": self.seed}) for c in source.cases]
         return [*(source.grid.cases(self.seed) if source.grid else []), *listed]
 
-    def cases_on(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+    def cases_on(self, device: Device) -> list[Case]:
         """The cases of a run on `device`, in order, without duplicates and excluded ones."""
         drawn = self.drawn_on(device)
         unique = {case.id: case for case in drawn if not any(where.matches(case) for where in self.exclude)}
@@ -256,7 +255,7 @@ class Suite(_Model):
         """The row of the A/A."""
         return self.twice or self.reference
 
-    def measurement_on(self, device: Literal["cuda", "cpu"]) -> Measurement:
+    def measurement_on(self, device: Device) -> Measurement:
         override = self.on_cpu.measurement if device == "cpu" and self.on_cpu else None
         return override or self.measurement
 

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from harness.analysis.formats import counted
 from harness.record import Record
-from harness.run_directory import Plan, RunDirectory, UnusableRun
+from harness.running.run_directory import Plan, RunDirectory, UnusableRun
 
 PLAN_FILE = "plan.json"
 

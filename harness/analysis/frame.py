@@ -15,7 +15,7 @@ from harness.analysis.coverage import has_plan
 from harness.analysis.row import COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, NESTED_COLUMNS
 from harness.analysis.rows import Rows
 from harness.record import Record
-from harness.run_directory import RunDirectory
+from harness.running.run_directory import RunDirectory
 from harness.yaml_source import InvalidFile, Mistake
 
 RECORDS_FILE = "records.jsonl"

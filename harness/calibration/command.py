@@ -10,7 +10,8 @@ import typer
 
 from harness.calibration.report import write_report
 from harness.calibration.sweep import judge_runs
-from harness.capture.command import AskedDevice, one_clear_error
+from harness.capture.command import one_clear_error
+from harness.case import AskedDevice
 from harness.exits import fail
 from harness.progress import console
 from harness.training.execution import choose_device

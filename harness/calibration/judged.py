@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.atomic import new_file
 from harness.calibration.bins import Bins
 from harness.calibration.row import CalibrationRow, EntropyRow
-from harness.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun
 from harness.training.training_run import TrainingPlan
 
 JUDGED = "judged.jsonl"

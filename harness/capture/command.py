@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 import typer
@@ -13,14 +12,12 @@ import typer
 from harness.capture import describe
 from harness.capture.orders import ORDERS
 from harness.capture.source import InvalidSource
-from harness.case import DType
+from harness.case import AskedDevice, DType
 from harness.exits import UNFIT, fail
-from harness.run_directory import UnusableRun
-from harness.runs import UnfitEnvironment
+from harness.running.run_directory import UnusableRun
+from harness.running.runs import UnfitEnvironment
 from harness.training.dataset import InvalidCorpus
 from harness.training.execution import choose_device
-
-AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
 def capture(

@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from harness.case import DATA, Case
+from harness.case import DATA, Case, Device
 from harness.suite import OneOrMore, Where
 
 Unsure = Literal["inconclusive", "pass", "fail"]
-Device = Literal["cuda", "cpu"]
 
 
 class Margins(BaseModel):

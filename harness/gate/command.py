@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from harness import runs, selection
+from harness import selection
 from harness.exits import INTERRUPTED, UNFIT, fail
 from harness.progress import console
-from harness.run_directory import RunDirectory, UnusableRun
+from harness.running import runs
+from harness.running.run_directory import RunDirectory, UnusableRun
 from harness.suite import Suite, Where
 from harness.suite_file import load_suite
 

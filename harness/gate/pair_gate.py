@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from harness import cost, provenance, runs
-from harness.case import Case
+from harness import cost, provenance
+from harness.case import Case, Device
 from harness.comparison.comparison import Comparison
 from harness.comparison.policy import Policy
 from harness.comparison.runs import AGAIN
@@ -18,10 +18,11 @@ from harness.comparison.within import compare_within
 from harness.gate.pair_runner import PairRunner
 from harness.gate.pairing import Pair, paired_suite, pairs_of
 from harness.gate.tree import Tree, UnusableTree
-from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import Provenance, Record
-from harness.run_directory import RunDirectory
+from harness.running import runs
+from harness.running.process import Worker, WorkerFailure
+from harness.running.run_directory import RunDirectory
 from harness.suite import Suite, Where
 
 _SURVEY_TIMEOUT_S = 300.0  # importing every library on a cold disk
@@ -71,10 +72,10 @@ class PairGate:
     def _trees(self) -> tuple[Tree, Tree]:
         return self.base, self.head
 
-    def _cases(self, device: Literal["cuda", "cpu"]) -> list[Case]:
+    def _cases(self, device: Device) -> list[Case]:
         return [case for case in self.suite.cases_on(device) if self.where.matches(case)]
 
-    def _margin(self, name: str, case: Case, device: Literal["cuda", "cpu"]) -> float | None:
+    def _margin(self, name: str, case: Case, device: Device) -> float | None:
         margins = self.policy.margins(name, case)
         return margins.time_margin if device in margins.time_devices else None
 

@@ -12,11 +12,11 @@ from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.case import Case
 from harness.comparison.comparison import BASE, HEAD
 from harness.gate.pairing import Pair, chunks_of
-from harness.player import AGAIN, Player
-from harness.process import Origin, Worker
 from harness.record import Record
-from harness.rounds import Notice, Rounds
-from harness.scheduler import CaseRunner
+from harness.running.player import AGAIN, Player
+from harness.running.process import Origin, Worker
+from harness.running.rounds import Notice, Rounds
+from harness.running.scheduler import CaseRunner
 from harness.suite import SuiteImplementation
 
 # The margin pays for looking repeatedly, if that is not after every round (docs/statistics.md).

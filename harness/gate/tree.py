@@ -14,8 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.process import Origin
 from harness.provenance import PACKAGES, ROOT, revision
+from harness.running.process import Origin
 
 _MEASURING = "harness"
 _CONTRACT = ("contract.py", "registry.py")

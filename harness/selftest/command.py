@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness import runs
 from harness.analysis.footnotes import shortened
-from harness.run_directory import Plan, RunDirectory
+from harness.running import runs
+from harness.running.run_directory import Plan, RunDirectory
 from harness.selftest.faults import Fault, Group, faults_on, suite_of
 from harness.selftest.verdicts import Finding, Outcome, finding
 

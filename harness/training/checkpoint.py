@@ -17,7 +17,7 @@ from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
 
 from harness.atomic import new_directory
-from harness.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun
 from harness.training.config import Curve, TrainingConfig
 from harness.training.model import LanguageModel
 

@@ -7,14 +7,15 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from harness import runs
+from harness.case import AskedDevice
 from harness.exits import FAILED_CELL, INTERRUPTED, UNFIT, USAGE, fail
 from harness.progress import console
-from harness.run_directory import UnusableRun
+from harness.running import runs
+from harness.running.run_directory import UnusableRun
 from harness.selection import InvalidSelection
 from harness.training.config import load_training, with_losses
 from harness.training.dataset import InvalidCorpus
@@ -23,8 +24,6 @@ from harness.yaml_source import InvalidFile
 
 if TYPE_CHECKING:
     from harness.training.trainer import Text
-
-AskedDevice = Literal["auto", "cpu", "cuda"]
 
 
 def train(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from harness.case import DATA, Case
+from harness.case import DATA, Case, Device
 from harness.selection import InvalidSelection
 from harness.suite import OneOrMore, SuiteImplementation
 from harness.yaml_source import InvalidFile, Mistake, Source, mistakes_of, nearest, read_yaml
@@ -22,7 +22,6 @@ SMALLEST_VOCABULARY = 257  # the bytes, and the token between documents
 LOCAL_DATASETS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}  # suffix -> builder of `datasets`
 
 Positive = Annotated[int, Field(gt=0)]
-DeviceType = Literal["cuda", "cpu"]
 T = TypeVar("T")
 
 
@@ -153,7 +152,7 @@ class TrainingConfig(_Settings):
         """Every loss at every label smoothing, one smoothing after the other."""
         return [Curve(loss, beta) for beta in self.training.label_smoothing for loss in self.loss]
 
-    def case(self, curve: Curve, device: DeviceType) -> Case:
+    def case(self, curve: Curve, device: Device) -> Case:
         """What a step asks of the loss, as implementations are asked whether they support it."""
         return Case(
             tokens=self.training.batch_size * self.model.context,

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from harness import provenance
+from harness.case import AskedDevice, Device
 from harness.progress import console
 from harness.record import Provenance
-from harness.run_directory import UnusableRun
-from harness.runs import InvalidOptions, UnfitEnvironment, device_name, interrupted
+from harness.running.run_directory import UnusableRun
+from harness.running.runs import InvalidOptions, UnfitEnvironment, device_name, interrupted
 from harness.training.batches import check_lengths, encode, token_files
-from harness.training.config import Curve, DeviceType, TrainingConfig
+from harness.training.config import Curve, TrainingConfig
 from harness.training.corpus import Corpus, InvalidCorpus, read_corpus
 from harness.training.curve_log import Outcome, Step
 from harness.training.progress import TrainingProgress
@@ -29,7 +30,7 @@ from harness.worker.session import build
 from implementations.registry import load
 
 
-def choose_device(asked: Literal["auto", "cuda", "cpu"]) -> DeviceType:
+def choose_device(asked: AskedDevice) -> Device:
     """Raises UnfitEnvironment for a GPU that is not there."""
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
@@ -37,7 +38,7 @@ def choose_device(asked: Literal["auto", "cuda", "cpu"]) -> DeviceType:
     return "cpu" if asked == "cpu" or not available else "cuda"
 
 
-def start(run: TrainingRun, config: TrainingConfig, device: DeviceType, revision: str | None = None) -> Text:
+def start(run: TrainingRun, config: TrainingConfig, device: Device, revision: str | None = None) -> Text:
     """Prepares the text and writes the plan; `revision` is the commit, where git does not know.
 
     Raises InvalidCorpus, InvalidOptions, UnusableRun, UnfitEnvironment.
@@ -116,7 +117,7 @@ def execute(run: TrainingRun, text: Text) -> list[Curve]:
     return failed
 
 
-def refusals(config: TrainingConfig, device: DeviceType) -> dict[str, str | None]:
+def refusals(config: TrainingConfig, device: Device) -> dict[str, str | None]:
     """For every curve None, or why it is skipped: not supported, not installed, or interpreted here.
 
     Raises InvalidOptions if a loss does not have the options that it is given, or is not where its path says.
@@ -124,7 +125,7 @@ def refusals(config: TrainingConfig, device: DeviceType) -> dict[str, str | None
     return {curve.id: _refusal(curve, config, device) for curve in config.curves()}
 
 
-def _refusal(curve: Curve, config: TrainingConfig, device: DeviceType) -> str | None:
+def _refusal(curve: Curve, config: TrainingConfig, device: Device) -> str | None:
     try:
         implementation = load(curve.loss.location)
     except (ImportError, AttributeError, TypeError) as error:  # a path of one's own
@@ -181,7 +182,7 @@ def _encoded(config: TrainingConfig, corpus: Corpus) -> Text:
 
 
 def _plan(
-    config: TrainingConfig, device: DeviceType, corpus: Corpus, machine: dict[str, Any], revision: str | None
+    config: TrainingConfig, device: Device, corpus: Corpus, machine: dict[str, Any], revision: str | None
 ) -> TrainingPlan:
     commit, dirty = provenance.revision(given=revision)
     return TrainingPlan(

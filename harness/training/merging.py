@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from harness.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun
 from harness.suite import SuiteImplementation
 from harness.training.config import TrainingConfig
 from harness.training.curve_log import CurveLog

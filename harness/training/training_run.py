@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.atomic import new_file
+from harness.case import Device
 from harness.record import Provenance
-from harness.run_directory import UnusableRun
-from harness.training.config import Curve, DeviceType, TrainingConfig
+from harness.running.run_directory import UnusableRun
+from harness.training.config import Curve, TrainingConfig
 from harness.training.curve_log import CurveLog
 
 
@@ -19,7 +20,7 @@ class TrainingPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: TrainingConfig
-    device: DeviceType
+    device: Device
     corpus_digest: str
     corpus_description: str
     provenance: Provenance

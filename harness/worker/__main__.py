@@ -1,6 +1,6 @@
 """`python -m harness.worker`: reads requests as JSON lines on stdin, answers each with one JSON line on stdout.
 
-Started by `harness.process`. Whatever libraries print goes to stderr, which the parent keeps as a log.
+Started by `harness.running.process`. Whatever libraries print goes to stderr, which the parent keeps as a log.
 """
 
 from __future__ import annotations

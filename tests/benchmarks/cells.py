@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import harness
-from harness import planning, runs, selection
+from harness import selection
 from harness.analysis.row import Row
 from harness.analysis.rows import Rows
-from harness.run_directory import Plan
+from harness.running import planning, runs
+from harness.running.run_directory import Plan
 from harness.suite_file import load_suite
 from implementations.registry import LOWER_BOUND
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.process import WorkerFailure
 from harness.record import Status
+from harness.running.process import WorkerFailure
 
 GPU = {"sm_clock_mhz": 1620, "power_w": 700.0, "temperature_c": 60, "throttle_reasons": 4}
 AGREEMENT = {
@@ -22,8 +22,8 @@ AGREEMENT = {
 
 
 class FakeWorker:
-    """Takes the place of `harness.process.Worker`. Names that begin with `full` fail beside others, `dies` in round 3,
-    `refuses` when opened, `instant` is faster than any GPU; `pause_s` is what every answer takes.
+    """Takes the place of `harness.running.process.Worker`. Names that begin with `full` fail beside others, `dies` in
+    round 3, `refuses` when opened, `instant` is faster than any GPU; `pause_s` is what every answer takes.
     """
 
     pause_s: ClassVar[float] = 0.0

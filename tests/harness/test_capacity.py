@@ -9,8 +9,8 @@ import pytest
 
 from harness.capacity import Capacity, as_json, as_table, capacities
 from harness.case import Case
-from harness.process import WorkerFailure
 from harness.record import Status
+from harness.running.process import WorkerFailure
 from harness.worker.capacity import UNIT, most_tokens
 
 GIB = 1 << 30

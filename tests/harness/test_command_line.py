@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import runs
 from harness.cli import app
+from harness.running import runs
 
 TINY = """\
 name: tiny

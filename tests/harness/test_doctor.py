@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import doctor, runs
+from harness import doctor
 from harness.cli import app
 from harness.doctor import Diagnosis, as_text
-from harness.process import WorkerFailure
 from harness.record import Status
+from harness.running import runs
+from harness.running.process import WorkerFailure
 
 H200 = {
     "python": "3.12.3",

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from harness.case import Case
-from harness.groups import groups_of, places_on
+from harness.running.groups import groups_of, places_on
 from harness.suite import SuiteImplementation
 
 GIB = 1 << 30

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness import runs, scheduler
 from harness.record import Record
-from harness.run_directory import Plan, RunDirectory
+from harness.running import runs, scheduler
+from harness.running.run_directory import Plan, RunDirectory
 from harness.suite import Suite
 from tests.harness.fake_worker import FakeWorker
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import harness
-from harness import runs
-from harness.run_directory import UnusableRun
+from harness.running import runs
+from harness.running.run_directory import UnusableRun
 
 pytestmark = pytest.mark.takes_s(30)
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.process import Worker, WorkerFailure
 from harness.record import Status
+from harness.running.process import Worker, WorkerFailure
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.record import Probes, Record, Status, Times
-from harness.runs import exit_code
+from harness.running.runs import exit_code
 
 MakeRecord = Callable[..., Record]
 

@@ -11,10 +11,10 @@ import pytest
 
 from harness.analysis.statistics.simulation import NOISE_AND_DRIFT, rounds_when_narrow, simulate
 from harness.analysis.statistics.turns import Turns
-from harness.player import REFEREE, Player
-from harness.process import WorkerFailure
 from harness.record import Status, Times
-from harness.rounds import Rounds
+from harness.running.player import REFEREE, Player
+from harness.running.process import WorkerFailure
+from harness.running.rounds import Rounds
 from harness.suite import Measurement, SuiteImplementation
 
 
@@ -236,7 +236,7 @@ def test_what_failed_was_not_stopped() -> None:
 
 def test_the_end_of_the_run_ends_the_rounds_and_leaves_time_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stopped(0.05, budget_s=1000.0, deadline=time.monotonic())["row0.05"] == "budget"  # after the minimum
-    monkeypatch.setattr("harness.rounds.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("harness.running.rounds.time.monotonic", lambda: 100.0)
     measurement = Measurement(case_budget_s=60.0)
     ends = {
         deadline: Rounds(measurement, 1.0, random.Random(0), lambda *_: None, deadline)._end()

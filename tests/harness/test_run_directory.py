@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import Record
-from harness.run_directory import Plan, RunDirectory, UnusableRun
+from harness.running.run_directory import Plan, RunDirectory, UnusableRun
 from harness.suite import Suite
 
 SUITE = Suite.model_validate(

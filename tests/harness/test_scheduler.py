@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness import scheduler
 from harness.case import Case
-from harness.process import WorkerFailure
 from harness.record import Provenance, Record, Status
-from harness.scheduler import CaseRunner
+from harness.running import scheduler
+from harness.running.process import WorkerFailure
+from harness.running.scheduler import CaseRunner
 from harness.suite import Suite
 from tests.harness.fake_worker import AGREEMENT, FakeWorker
 

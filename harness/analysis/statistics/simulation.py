@@ -1,7 +1,7 @@
 """A simulated clock: rows with known times under the disturbances of a real GPU, to measure the statistics with.
 
 A sample is time · drift(t) · throttle(t) · state(t) · turn noise · sample noise. The first three belong to the moment t
-and hit whoever has the turn; rows take turns in a new random order each round, as `harness.scheduler` lets them.
+and hit whoever has the turn; rows take turns in a new random order each round, as `harness.running.rounds` lets them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def verdict_when_sure(
 
 
 def rounds_when_narrow(base: Turns, head: Turns, target: float, first: int = 10) -> int:
-    """After how many rounds `harness.rounds` lets head rest: its ratio to base is known to `target`, as a fraction.
+    """After how many rounds `harness.running.rounds` lets head rest, its ratio to base known to `target` (0.01: 1 %).
 
     It looks after `first` rounds and then after every one, up to what was played.
     """

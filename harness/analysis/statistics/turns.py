@@ -76,8 +76,8 @@ def places_of(times: Times, turns: Turns) -> list[int] | None:
 def gemm_turns_of(record: Record) -> Turns | None:
     """The GEMM of the record's rounds; None if there is none.
 
-    The referee has a turn of the same length in every round from the first on (`harness.scheduler`), so the list needs
-    no round numbers. It may end before the row does, if the referee failed.
+    The referee has a turn of the same length in every round from the first on (`harness.running.rounds`), so the list
+    needs no round numbers. It may end before the row does, if the referee failed.
     """
     row = turns_of(record)
     if row is None or not record.gemm_ms:

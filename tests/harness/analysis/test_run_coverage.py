@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from harness.analysis.report import render, write_report
 from harness.cli import app
 from harness.record import Record
-from harness.run_directory import Plan, RunDirectory
+from harness.running.run_directory import Plan, RunDirectory
 from harness.suite import Suite, Where
 
 MakeRecord = Callable[..., Record]

@@ -18,7 +18,6 @@ from unittest import mock
 
 import numpy as np
 
-from harness import rounds
 from harness.analysis.statistics.simulation import (
     BIMODAL,
     EVERYTHING,
@@ -33,7 +32,8 @@ from harness.comparison.policy import Policy
 from harness.gate import pair_gate, pair_runner
 from harness.gate.pair_gate import PairGate
 from harness.gate.tree import Tree
-from harness.run_directory import RunDirectory
+from harness.running import rounds
+from harness.running.run_directory import RunDirectory
 from harness.suite import Suite, Where
 from tests.harness.fake_worker import AGREEMENT, GPU, FakeWorker
 

@@ -128,12 +128,12 @@ def test_records_say_which_tree_and_the_comparison_can_be_repeated(tmp_path: Pat
 
 
 def test_pairs_stay_together_on_a_small_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.scheduler.places_on", lambda *_: 3)  # base, head and a second worker
+    monkeypatch.setattr("harness.running.scheduler.places_on", lambda *_: 3)  # base, head and a second worker
     found = simulated_gate(QUIET, 0, Planted(), tmp_path)
     assert found.exit_code == 0
     assert all(row.time is not None and row.time.interval is not None for row in found.rows)
     assert len(found.rows) == 2 and {row.time.control is not None for row in found.rows if row.time} == {True}
-    monkeypatch.setattr("harness.scheduler.places_on", lambda *_: 2)  # no room for an A/A
+    monkeypatch.setattr("harness.running.scheduler.places_on", lambda *_: 2)  # no room for an A/A
     (tmp_path / "two").mkdir()
     found = simulated_gate(QUIET, 0, Planted(), tmp_path / "two")
     assert found.exit_code == 0 and not found.controls

@@ -11,8 +11,8 @@ import pytest
 from harness.gate import checkout
 from harness.gate.checkout import trees
 from harness.gate.tree import Tree, UnusableTree, python_of, tree_at
-from harness.process import Worker, WorkerFailure
 from harness.provenance import ROOT
+from harness.running.process import Worker, WorkerFailure
 from harness.selection import InvalidSelection
 
 

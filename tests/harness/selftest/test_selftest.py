@@ -117,8 +117,8 @@ def test_exit_codes() -> None:
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from harness import runs
     from harness.cli import app
+    from harness.running import runs
 
     monkeypatch.setattr(runs, "environment", lambda log: {"cuda_available": False})
     done = CliRunner().invoke(app, ["selftest", "--device", "cuda", "--out", str(tmp_path)])

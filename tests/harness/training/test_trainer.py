@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun
 from harness.training import execution, trainer
 from harness.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from harness.training.config import Curve, TrainingConfig

@@ -72,7 +72,7 @@ def test_an_a_a_raises_no_alarm_and_a_slowdown_of_2_percent_is_found(model: Nois
 
 @pytest.mark.parametrize("model", [NOISE_AND_DRIFT, THROTTLED, BIMODAL, EVERYTHING])
 def test_when_a_run_stops_for_narrow_ratios_its_verdicts_hold(model: NoiseModel) -> None:
-    """The noise model of docs/statistics.md, margin 1 %, the rule by which `harness.rounds` lets rows rest."""
+    """The noise model of docs/statistics.md, margin 1 %, the rule by which `harness.running.rounds` lets rows rest."""
     same, slower = stopped_error_rates(model), stopped_error_rates(model, slowdown=0.02)
     assert same.runs == slower.runs == 1000
     assert same.false_alarms < 0.01

@@ -8,16 +8,16 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness import cost, provenance
-from harness.case import Case
+from harness.case import Case, Device
 from harness.exits import DISAGREES, FAILED_CELL
-from harness.process import Worker, WorkerFailure
 from harness.progress import Progress
 from harness.record import FAILED, Provenance, Record, Status
-from harness.run_directory import Plan, RunDirectory
-from harness.scheduler import CaseRunner
+from harness.running.process import Worker, WorkerFailure
+from harness.running.run_directory import Plan, RunDirectory
+from harness.running.scheduler import CaseRunner
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
@@ -95,7 +95,7 @@ def check_options(plan: Plan, log: Path) -> None:
                     raise InvalidOptions(f"implementation '{row.name}': {answer['mistake']}")
 
 
-def choose_device(suite: Suite, machine: dict[str, Any]) -> Literal["cuda", "cpu"]:
+def choose_device(suite: Suite, machine: dict[str, Any]) -> Device:
     """The device that the suite asks for. Raises UnfitEnvironment if this machine has none."""
     if suite.device == "cpu" or (suite.device == "auto" and not machine["cuda_available"]):
         return "cpu"

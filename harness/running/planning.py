@@ -6,14 +6,13 @@ import datetime
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from harness import runs
-from harness.run_directory import Plan
+from harness.case import Device
+from harness.running import runs
+from harness.running.run_directory import Plan
 from harness.selection import InvalidSelection
 from harness.suite import Suite, Where
-
-Device = Literal["cuda", "cpu"]
 
 
 def new_plan(

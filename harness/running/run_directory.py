@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.atomic import new_file
-from harness.case import Case
+from harness.case import Case, Device
 from harness.record import Record
 from harness.suite import Suite, Where
 
@@ -29,7 +28,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: Suite
-    device: Literal["cuda", "cpu"]
+    device: Device
     device_name: str
     implementations: list[str]  # the suite's, less --only and --skip
     where: Where = Where()

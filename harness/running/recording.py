@@ -8,8 +8,8 @@ from typing import Any
 from harness import cost
 from harness.case import Case
 from harness.floor import below_floor, time_floors
-from harness.player import Player
 from harness.record import Memory, Probes, Provenance, Record, Status
+from harness.running.player import Player
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 

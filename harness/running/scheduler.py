@@ -1,7 +1,7 @@
 """Measures one case: starts a worker per implementation, and takes all of them through the phases of the suite.
 
 The workers of a group live side by side, with their inputs, while the GPU belongs to whoever has the turn
-(`harness.rounds`). A worker that fails is gone and keeps its row with a status; the others go on.
+(`harness.running.rounds`). A worker that fails is gone and keeps its row with a status; the others go on.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness import cost
-from harness.case import Case
-from harness.groups import Group, groups_of, places_on, waiting_bytes
-from harness.player import REFEREE, Player
-from harness.process import Worker
+from harness.case import Case, Device
 from harness.record import Agreement, Memory, Provenance, Record, Status
-from harness.recording import Recorder
-from harness.rounds import Notice, Rounds
+from harness.running.groups import Group, groups_of, places_on, waiting_bytes
+from harness.running.player import REFEREE, Player
+from harness.running.process import Worker
+from harness.running.recording import Recorder
+from harness.running.rounds import Notice, Rounds
 from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
@@ -39,7 +39,7 @@ class CaseRunner:
     """
 
     suite: Suite
-    device: Literal["cuda", "cpu"]
+    device: Device
     implementations: Sequence[SuiteImplementation]
     provenance: Provenance
     device_bytes: int

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.interval import by_round, ratio_width, relative_width
-from harness.player import Player
+from harness.running.player import Player
 from harness.suite import Measurement
 
 Notice = Callable[[str, str], None]  # (player, phase): what is going on

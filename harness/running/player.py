@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.process import Worker, WorkerFailure
 from harness.record import Agreement, Memory, Status, Stopped, Times
+from harness.running.process import Worker, WorkerFailure
 from harness.suite import SuiteImplementation
 
 AGAIN = "-again"  # the end of the name of a row's second worker

@@ -1,6 +1,6 @@
 """The commands that look at the harness itself, the machine and the cards: selftest, doctor, capacity.
 
-Their bodies are imported when they are called, as those of `harness.model_commands`.
+Their bodies are imported when they are called, as those of `harness.commands.models`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from harness.commands.models import Device
 from harness.exits import UNFIT, USAGE, fail
-from harness.model_commands import Device
 from harness.progress import console
 
 app = typer.Typer()
@@ -28,8 +28,8 @@ def selftest(
     device: Annotated[Device, typer.Option(help="auto: the GPU if there is one")] = Device.auto,
 ) -> None:
     """Plants implementations that are wrong in one way each and says whether the harness catches them."""
-    from harness import runs  # noqa: PLC0415
-    from harness.run_directory import UnusableRun  # noqa: PLC0415
+    from harness.running import runs  # noqa: PLC0415
+    from harness.running.run_directory import UnusableRun  # noqa: PLC0415
     from harness.selftest import command  # noqa: PLC0415  (numpy: for verdicts only)
     from harness.selftest.faults import faults_on  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def selftest(
 def doctor() -> None:
     """Says whether this machine can measure: GPU, throttling, other processes, versions, libraries, A/A noise."""
     from harness import doctor as body  # noqa: PLC0415  (numpy: for the noise)
-    from harness import runs  # noqa: PLC0415
+    from harness.running import runs  # noqa: PLC0415
 
     try:
         found = body.diagnose(Path(tempfile.mkdtemp(prefix="harness-doctor-")), _note)
@@ -75,8 +75,8 @@ def capacity(
 ) -> None:
     """Finds how many tokens fit on a card, per implementation: inputs, forward and backward."""
     from harness import capacity as body  # noqa: PLC0415
-    from harness import runs  # noqa: PLC0415
     from harness.case import Case, Inputs  # noqa: PLC0415
+    from harness.running import runs  # noqa: PLC0415
     from harness.yaml_source import nearest  # noqa: PLC0415
     from implementations.registry import REGISTRY  # noqa: PLC0415
 
