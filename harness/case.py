@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 Device = Literal["cuda", "cpu"]
-AskedDevice = Literal["auto", "cpu", "cuda"]  # auto: the GPU if there is one
+AskedDevice = Literal["cuda", "cpu", "auto"]  # auto: the GPU if there is one
 DType = Literal["bfloat16", "float16", "float32"]
 Reduction = Literal["mean", "sum", "none"]
 InputsKind = Literal["gaussian", "zipf-weak", "zipf-medium", "zipf-strong", "confident", "uniform", "smoothed", "file"]
