@@ -22,9 +22,14 @@ class Group:
     twice: SuiteImplementation | None = None  # the row with a second worker
 
 
+def process_bytes(device: str) -> int:
+    """What a worker takes of the device before it has any tensors."""
+    return _PROCESS_BYTES[device]
+
+
 def waiting_bytes(case: Case, device: str) -> int:
     """What a worker takes while it waits for its turn: the case's tensors and its process."""
-    return cost.input_bytes(case) + _PROCESS_BYTES[device]
+    return cost.input_bytes(case) + process_bytes(device)
 
 
 def places_on(case: Case, device: str, device_bytes: int) -> int:

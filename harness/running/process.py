@@ -89,6 +89,10 @@ class Worker:
             self._requests.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             self._requests.flush()
 
+    def tell(self, what: str, **arguments: Any) -> None:
+        """Sends a request that gets no answer, and whose failure nobody hears of."""
+        self.send(what, answered=False, **arguments)
+
     def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
         """The answer to the last request. Raises WorkerFailure."""
         deadline = time.monotonic() + timeout_s

@@ -17,7 +17,7 @@ from typing import Any
 from harness import cost
 from harness.case import Case, Device
 from harness.record import Agreement, Memory, Provenance, Record, Status
-from harness.running.groups import Group, groups_of, places_on, waiting_bytes
+from harness.running.groups import Group, groups_of, places_on, process_bytes, waiting_bytes
 from harness.running.player import REFEREE, Player
 from harness.running.process import Worker
 from harness.running.recording import Recorder
@@ -26,6 +26,7 @@ from harness.suite import Suite, SuiteImplementation
 from implementations.registry import LOWER_BOUND
 
 _MOST_SETTLING_AT_ONCE = 8
+_SHARE_OF_CONTEXTS = 0.1  # of the device: more is not taken from rows that are judged by workers that wait
 _SETTLING_LOGITS = 2  # memory for so many whole logits beside two sets of gradients is kept for each row that settles
 
 
@@ -67,7 +68,7 @@ class CaseRunner:
                     found = self._run_group(case, Group((row.implementation,)), notice)
                 records[row.name] = found[0][1]
             if more and len(groups) == 1:  # whoever did not start beside the judging, for a row was to be run again
-                self._start_ahead(_names(group))
+                self._start_ahead(group)
         if any(implementation.name == LOWER_BOUND for implementation in self.implementations):
             records[LOWER_BOUND] = self._recorder(case).of_lower_bound()
         return [records[i.name] for i in self.implementations]
@@ -124,7 +125,7 @@ class CaseRunner:
             for companion in companions:
                 companion.release()  # is not judged: its memory is missing to those who are
             if start_ahead and not any(self._is_crowded_out(row, group) for row in rows):
-                self._start_ahead(_names(group))
+                self._start_ahead(group)
             timed = [row for row in rows if row.active]
             if "agreement" in self._phases:
                 self._judge(rows, referee, notice)
@@ -149,14 +150,19 @@ class CaseRunner:
         order = random.Random(f"{self.suite.seed} {case.id}")
         return Rounds(self.suite.measurement_on(self.device), self._timeout_s, order, notice, self.deadline)
 
-    def _start_ahead(self, names: Sequence[str]) -> None:
+    def _start_ahead(self, group: Group) -> None:
         """Workers for the next case, which import their libraries while this one is judged and nothing is timed."""
         if self.device != "cuda" or self._phases == ["agreement"]:
             return
-        for name in names:
+        rows = _workers(group)
+        context = len(rows) * process_bytes(self.device) <= _SHARE_OF_CONTEXTS * self.device_bytes
+        for name, row in rows.items():
             waiting = self._idle.get(name)
             if waiting is None or not waiting.running:
-                self._keep(name, self._start(name))
+                worker = self._start(name)
+                path, options = (None, {}) if row is REFEREE else (row.location, row.options)
+                worker.tell("warm", path=path, options=options, device=self.device, context=context)
+                self._keep(name, worker)
 
     def _make_room(self) -> None:
         """Ends workers that are kept with their tensors, as they are where agreement is all that is measured."""
@@ -278,10 +284,11 @@ class CaseRunner:
                 yield row
 
 
-def _names(group: Group) -> list[str]:
-    """Of all workers that a group with the same rows will have, as `Player.name` has them."""
-    again = [] if group.twice is None else [Player(group.twice, second=True).name]
-    return [REFEREE.name, *(row.name for row in group.rows), *again]
+def _workers(group: Group) -> dict[str, SuiteImplementation]:
+    """All workers that a group with the same rows will have: what each runs by its `Player.name`."""
+    players = [Player(REFEREE), *(Player(row) for row in group.rows)]
+    players += [] if group.twice is None else [Player(group.twice, second=True)]
+    return {player.name: player.implementation for player in players}
 
 
 def _side_by_side(

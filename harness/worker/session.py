@@ -61,6 +61,7 @@ class Sessions:
             "supported": supported,
             "options_mistake": options_mistake,
             "gpu_now": gpu_now,
+            "warm": warm,
             "largest_fits": largest_fits,
             "open": self._open,
             "open_referee": self._open_referee,
@@ -121,6 +122,21 @@ def available() -> Answer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     interpret_triton_on_cpu(device)
     return {name: _missing(load(path), {}) for name, path in REGISTRY.items()}
+
+
+def warm(path: str | None, options: dict[str, JsonValue], device: str, context: bool) -> Answer:
+    """Imports what a session of the implementation at `path` (None: a referee) will need, ahead of its time.
+
+    With `context` also CUDA's, which takes some hundred MiB of the device.
+    """
+    interpret_triton_on_cpu(device)
+    import torch._dynamo  # noqa: PLC0415  (which torch itself imports at the first backward, in seconds)
+
+    if context:
+        torch.zeros(1, device=device)
+    if path is not None:
+        build(load(path), options)
+    return {}
 
 
 def supported(path: str, options: dict[str, JsonValue], cases: list[dict[str, Any]], device: str) -> Answer:

@@ -35,6 +35,7 @@ class FakeWorker:
     def __init__(self, log: Path, origin: Any = None) -> None:
         self.name = log.stem
         self.turns = 0
+        self.told: list[tuple[str, dict[str, Any]]] = []
         self._request: tuple[str, dict[str, Any]] = ("", {})
         FakeWorker.alive.append(self)
         FakeWorker.log.append((self.name, "start"))
@@ -46,6 +47,9 @@ class FakeWorker:
     def send(self, what: str, **arguments: Any) -> None:
         assert self in FakeWorker.alive
         self._request = (what, arguments)
+
+    def tell(self, what: str, **arguments: Any) -> None:
+        self.told.append((what, arguments))
 
     def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
         asked, arguments = self._request

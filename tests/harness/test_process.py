@@ -50,6 +50,13 @@ def test_an_exception_ends_the_worker_and_is_logged(worker: Worker, tmp_path: Pa
     assert "Traceback" in (tmp_path / "logs" / "worker.log").read_text()
 
 
+def test_what_it_is_told_has_no_answer_and_cannot_end_it(worker: Worker) -> None:
+    worker.tell("nonsense")
+    worker.tell("warm", path="implementations.baseline:missing", options={}, device="cpu", context=False)
+    worker.tell("warm", path="implementations.baseline:baseline", options={}, device="cpu", context=True)
+    assert worker.request("environment", 120)["packages"]["torch"]
+
+
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     child = os.fork()

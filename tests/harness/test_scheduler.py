@@ -13,6 +13,7 @@ import pytest
 from harness.case import Case
 from harness.record import Provenance, Record, Status
 from harness.running import scheduler
+from harness.running.groups import Group
 from harness.running.process import WorkerFailure
 from harness.running.scheduler import CaseRunner
 from harness.suite import Suite
@@ -283,10 +284,27 @@ def test_workers_of_the_next_case_wait_for_rows_that_run_again() -> None:
         assert sorted(ahead) == sorted(["referee", "baseline", "full", "one", "baseline-again"])
 
 
+@pytest.mark.parametrize(("gib", "context"), [(139, True), (16, False)])
+def test_workers_of_the_next_case_import_what_they_will_run(gib: int, context: bool) -> None:
+    """And make a CUDA context only where contexts are little of the device: rows are judged beside them."""
+    with closing(runner_of("one", device_bytes=gib * GIB)) as runner:
+        runner.run(Case(tokens=64, hidden_size=64, vocab_size=64), lambda *_: None, more=True)
+        told = {worker.name: worker.told for worker in FakeWorker.alive}
+    asked = {"options": {}, "device": "cuda", "context": context}
+    baseline = ("warm", {"path": "implementations.baseline:baseline", **asked})
+    assert told == {
+        "referee": [("warm", {"path": None, **asked})],
+        "baseline": [baseline],
+        "baseline-again": [baseline],
+        "one": [("warm", {"path": "a:b", **asked})],
+    }
+
+
 def test_of_two_workers_that_wait_one_is_ended() -> None:
     with closing(runner_of("one")) as runner:
-        runner._start_ahead(["one", "referee"])
-        runner._start_ahead(["one", "referee"])
+        group = Group(tuple(row for row in runner.implementations if row.name == "one"))
+        runner._start_ahead(group)
+        runner._start_ahead(group)
         runner._keep("one", FakeWorker(Path("one.log")))
         assert sorted(worker.name for worker in FakeWorker.alive) == ["one", "referee"]
     assert not FakeWorker.alive
