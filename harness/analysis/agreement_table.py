@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
-from harness.analysis.formats import DASH, error, number
+from harness.analysis.formats import DASH, error, figures_table, number
 from harness.checks import Check, Diagnostics
 from harness.record import Agreement, Record
 
@@ -51,8 +49,7 @@ def agreement_details(records: Sequence[Record]) -> list[str]:
         body += [[name.replace("|", r"\|"), number(smoothing), *_cells(found)] for name, found in block]
     if not body:
         return []
-    align = ["left", *["right"] * (len(HEADERS) - 1)]
-    table = tabulate(body, headers=HEADERS, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = figures_table(HEADERS, body)
     return ["How the gradients are off:", "", table, "", f"- {_LEGEND}", ""]
 
 

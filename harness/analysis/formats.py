@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
 
 from harness.case import Case
 
 DASH = "—"
 MIB = 2**20
+
+
+def figures_table(headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Markdown: the first column, names, to the left, all others to the right; cells as they are."""
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def mib(value: int | None) -> str:

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tabulate import tabulate
 
-from harness.analysis.formats import DASH, mib, number, percent
+from harness.analysis.formats import DASH, figures_table, mib, number, percent
 from harness.case import Case
 from harness.cost import logits_bytes
 from harness.record import Record
@@ -155,8 +154,7 @@ def claims_table(records: Sequence[Record], fitted: Sequence[Growth]) -> list[st
         "taken MiB",
         "outside MiB",
     ]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    table = tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = figures_table(headers, body)
     legend = (
         f"No logits: at most {percent(MOST_LOGITS)} of their bytes beyond the gradients, whatever these hold, and in "
         "the growth with N x V where that is fitted. Leaked: live after the call. Taken: by torch's allocator from the "
@@ -200,8 +198,7 @@ def growth_section(records: Sequence[Record]) -> list[str]:
         "logits held",
         "worst residual",
     ]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    table = tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = figures_table(headers, body)
     case = fitted[0].setting
     legend = (
         f"Growth of the fwd+bwd peak beyond the gradients around N {case.tokens}, D {case.hidden_size}, V "

@@ -13,6 +13,7 @@ from harness.analysis.formats import (
     DASH,
     error,
     excesses,
+    figures_table,
     interval,
     mib,
     ms,
@@ -92,8 +93,7 @@ def _figures(records: Sequence[Record], all_rows: Rows) -> list[str]:
         for row in rows
     ]
     headers = ["implementation", "β", *(name.replace("_", " ") for name in names)]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    table = tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = figures_table(headers, body)
     return ["What the implementations say of themselves, not judged:", "", table, ""]
 
 

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tabulate import tabulate
-
-from harness.analysis.formats import DASH, counted, number, percent, ratio, setting, three_places
+from harness.analysis.formats import DASH, counted, figures_table, number, percent, ratio, setting, three_places
 from harness.analysis.heading import heading
 from harness.analysis.row import Row
 from harness.analysis.rows import Rows
@@ -101,8 +99,7 @@ def _table(found: Sequence[RowSpread], settings: dict[str, str]) -> str:
             ]
         )
     headers = ["implementation", "GEMMs, first", "second", "change", "to reference, first", "second", "change"]
-    align = ["left", *["right"] * 6]
-    return tabulate(body, headers=headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return figures_table(headers, body)
 
 
 def _references(spread: RowSpread) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from harness.case import Case
 from harness.suite import SuiteImplementation
 
 _SHARE_OF_IDLE_WORKERS = 0.5  # of the device's memory: what inputs and contexts of waiting workers may take
-_PROCESS_BYTES = {"cuda": 700 << 20, "cpu": 400 << 20}  # a CUDA context with its modules; torch imported
+PROCESS_BYTES = {"cuda": 700 << 20, "cpu": 400 << 20}  # a CUDA context with its modules; torch imported
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,9 @@ class Group:
     twice: SuiteImplementation | None = None  # the row with a second worker
 
 
-def process_bytes(device: str) -> int:
-    """What a worker takes of the device before it has any tensors."""
-    return _PROCESS_BYTES[device]
-
-
 def waiting_bytes(case: Case, device: str) -> int:
     """What a worker takes while it waits for its turn: the case's tensors and its process."""
-    return cost.input_bytes(case) + process_bytes(device)
+    return cost.input_bytes(case) + PROCESS_BYTES[device]
 
 
 def places_on(case: Case, device: str, device_bytes: int) -> int:

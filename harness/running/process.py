@@ -90,7 +90,7 @@ class Worker:
             self._requests.flush()
 
     def tell(self, what: str, **arguments: Any) -> None:
-        """Sends a request that gets no answer, and whose failure nobody hears of."""
+        """Sends a request that gets no answer; its failure is in the log alone."""
         self.send(what, answered=False, **arguments)
 
     def receive(self, what: str, timeout_s: float) -> dict[str, Any]:

@@ -22,6 +22,16 @@ class UnusableRun(Exception):
     """A run directory that cannot be used as asked; the message says why and what to do."""
 
 
+def claim(path: Path, *held: Path) -> None:
+    """Makes the directory of a new run. Raises UnusableRun if one of `held`, a run's files, is there."""
+    if any(file.exists() for file in held):
+        raise UnusableRun(f"{path} holds a run already; continue it with --resume {path} or give another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableRun(f"run directory {path} cannot be created: {error.strerror}") from error
+
+
 class Plan(BaseModel):
     """What a run was asked to do; a resume does the rest of exactly this."""
 
@@ -54,14 +64,7 @@ class RunDirectory:
 
     def create(self, plan: Plan) -> None:
         """Starts a run. Raises UnusableRun if there is one already."""
-        if self._plan_path.exists() or self.records_path.exists():
-            raise UnusableRun(
-                f"{self.path} holds a run already; continue it with --resume {self.path} or give another --out"
-            )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnusableRun(f"run directory {self.path} cannot be created: {error.strerror}") from error
+        claim(self.path, self._plan_path, self.records_path)
         with new_file(self._plan_path) as temporary:
             temporary.write_text(plan.model_dump_json(indent=1, exclude_unset=True) + "\n", encoding="utf-8")
 

@@ -17,7 +17,7 @@ from typing import Any
 from harness import cost
 from harness.case import Case, Device
 from harness.record import Agreement, Memory, Provenance, Record, Status
-from harness.running.groups import Group, groups_of, places_on, process_bytes, waiting_bytes
+from harness.running.groups import PROCESS_BYTES, Group, groups_of, places_on, waiting_bytes
 from harness.running.player import REFEREE, Player
 from harness.running.process import Worker
 from harness.running.recording import Recorder
@@ -155,7 +155,7 @@ class CaseRunner:
         if self.device != "cuda" or self._phases == ["agreement"]:
             return
         rows = _workers(group)
-        context = len(rows) * process_bytes(self.device) <= _SHARE_OF_CONTEXTS * self.device_bytes
+        context = len(rows) * PROCESS_BYTES[self.device] <= _SHARE_OF_CONTEXTS * self.device_bytes
         for name, row in rows.items():
             waiting = self._idle.get(name)
             if waiting is None or not waiting.running:

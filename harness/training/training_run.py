@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.atomic import new_file
 from harness.case import Device
 from harness.record import Provenance
-from harness.running.run_directory import UnusableRun
+from harness.running.run_directory import UnusableRun, claim
 from harness.training.config import Curve, TrainingConfig
 from harness.training.curve_log import CurveLog
 
@@ -45,14 +45,7 @@ class TrainingRun:
 
     def check_free(self) -> None:
         """Raises UnusableRun if a run cannot begin here; before the text is read, not after."""
-        if self._plan_path.exists():
-            raise UnusableRun(
-                f"{self.path} holds a run already; continue it with --resume {self.path} or give another --out"
-            )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnusableRun(f"run directory {self.path} cannot be created: {error.strerror}") from error
+        claim(self.path, self._plan_path)
 
     def create(self, plan: TrainingPlan) -> None:
         with new_file(self._plan_path) as temporary:

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import traceback
-from contextlib import suppress
 from typing import Any
 
 from harness.worker.lifetime import die_with_parent
@@ -25,11 +24,10 @@ def main() -> None:
     sessions = Sessions()
     for line in sys.stdin:
         request = json.loads(line)
-        if not request.pop("answered", True):
-            with suppress(Exception):  # whoever asks for something that counts will hear of it
-                sessions.handle(request)
-            continue
+        answered = request.pop("answered", True)
         answer = _answer(sessions, request)
+        if not answered:
+            continue
         answers.write(json.dumps(answer) + "\n")
         if "error" in answer:
             break

@@ -2,7 +2,6 @@
 
     dE[tokens] += sum over active tiles t of dz[tokens, t] @ C[t]           one program a tile of dE
     dC[classes] = sum over active blocks b of dz[b, classes].T @ E[b]       one program a tile of dC
-                  - shift                                                   (rank-one smoothing, fp32)
 
 A program owns its tile of the result and walks over a list of active partners, so nothing is locked, no
 atomics are needed, every element is written once with one rounding, and two runs give the same bits. The
