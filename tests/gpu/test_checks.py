@@ -121,9 +121,7 @@ def test_fresh_memory_holds_nan(elements: int, dtype: torch.dtype, device: torch
 def test_poison_takes_nothing_that_a_call_needs(device: torch.device) -> None:
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
-    room = (
-        torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    )  # beside live tensors
+    room = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # beside live tensors
     needed = int(0.7 * free)
     with poisoned_memory(device, needed) as poisoned:
         assert poisoned <= 0.9 * free - needed + 64 * MIB + room

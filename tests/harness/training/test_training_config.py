@@ -31,10 +31,20 @@ def test_models_are_trained_with_exact_gradients_and_smoothing(path: Path) -> No
 
 def test_the_calibration_sweep_is_two_sizes_by_two_softcaps() -> None:
     configs = [load_training(path) for path in FOR_THEIR_MODELS if path.parent.name == "calibration"]
+    configs = [config for config in configs if len(config.training.label_smoothing) == 6]
     assert {(c.model.hidden_size, c.model.softcap) for c in configs} == {(d, s) for d in (256, 768) for s in (None, 30)}
     assert all(c.training.label_smoothing == [0.0, 0.05, 0.1, 0.2, 0.3, 0.5] for c in configs)
     script = Path("examples/calibration/run.sh").read_text()
     assert all(path.stem in script for path in FOR_THEIR_MODELS if path.parent.name == "calibration")
+
+
+def test_the_models_to_be_over_confident_read_their_text_often() -> None:
+    configs = [load_training(Path(f"examples/calibration/repeated-d{size}.yaml")) for size in (256, 768)]
+    assert [c.model.hidden_size for c in configs] == [256, 768]
+    for config in configs:
+        tokens = config.training.steps * config.training.batch_size * config.model.context
+        text = config.data.max_bytes * (1 - config.data.held_out_fraction)
+        assert tokens > 10 * text / 3  # no fewer than 3 bytes to a token
 
 
 def test_the_parity_run_is_what_it_promises() -> None:
