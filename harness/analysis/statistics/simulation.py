@@ -42,6 +42,8 @@ EVERYTHING = NoiseModel(throttle_step=0.10, bimodal_gap=0.06)
 QUIET = NoiseModel(drift=0.0)
 # rows of reports/gemma2-h200, at the power limit: samples of a turn correlate by 0.48, ratios of turns vary by 2.1 %
 LIKE_H200 = NoiseModel(sample_noise=0.0125, turn_noise=0.012, drift=0.0)
+# the GEMM of the same suite, a run of 12 to 21 rounds: turns vary by 2 %, samples of a turn by 1.4 %; nothing is shared
+POWER_CAP = NoiseModel(sample_noise=0.014, turn_noise=0.0174, drift=0.0)
 
 
 @dataclass(frozen=True, eq=False)
