@@ -10,7 +10,7 @@ from harness.analysis.statistics.turns import Turns, paired
 from harness.interval import FEWEST_ROUNDS, heavy_tailed, pair_mean_interval
 
 # What rounds share cancels in a ratio, and a random order makes the rest independent: over the rows of
-# reports/gemma2-h200 ratios of following rounds correlate by -0.08, about what 10 independent rounds show.
+# reports/gemma2-h200 ratios of following rounds correlate by -0.09, about what 15 independent rounds show.
 # Longer blocks only cost coverage (docs/statistics.md).
 ROUNDS_TO_A_BLOCK_OF_RATIOS = 1
 
