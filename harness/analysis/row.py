@@ -56,10 +56,10 @@ class Row:
     amortised_ms: float  # a call's share of what the implementation does rarely, which is in no sample
     fwd_bwd_ms_low: float | None  # the 95 % interval of the median
     fwd_bwd_ms_high: float | None
-    fwd_bwd_gemms: float | None  # median of paired ratios; None on a CPU too, whose times are noise
+    fwd_bwd_gemms: float | None  # paired ratio; None on a CPU too, whose times are noise
     fwd_bwd_gemms_low: float | None
     fwd_bwd_gemms_high: float | None
-    fwd_bwd_to_reference: float | None  # median of paired ratios
+    fwd_bwd_to_reference: float | None  # paired ratio
     fwd_bwd_to_reference_low: float | None
     fwd_bwd_to_reference_high: float | None
     noise: float | None  # the least difference from 1 that the row's A/A leaves to be seen

@@ -139,7 +139,7 @@ def _legend(comparison: Comparison) -> str:
 def _sentences(comparison: Comparison) -> Iterator[str]:
     ratios = [row.time for row in comparison.rows if row.time is not None]
     if any(time.paired for time in ratios):
-        yield "Times: median over common rounds of head's turn over base's."
+        yield "Times: head's turn over base's in their common rounds."
     if any(not time.paired for time in ratios):
         yield "Times: head's ratio to the GEMM of its rounds over base's (to the reference where there is no GEMM)."
     if ratios:

@@ -27,7 +27,7 @@ from harness.record import COMPLETED, Record, Status
 from harness.yaml_source import InvalidFile, mistakes_of, read_yaml
 
 _HEADER = """\
-# Ratios to the GEMM (fwd+bwd: median, 95 % interval, rounds), peaks in bytes, excesses, by GPU and versions.
+# Ratios to the GEMM (fwd+bwd: ratio, 95 % interval, rounds), peaks in bytes, excesses, by GPU and versions.
 # Written by: python -m harness gate RUN --baseline THIS --update-baseline
 """
 _NOT_IN_KEY = frozenset({"python", "numpy", "pydantic"})  # compute nothing that is measured

@@ -11,6 +11,7 @@ from harness.analysis.formats import number
 from harness.analysis.pictures.picture import FLOOR_COLOUR, NO_GPU_TIMES, OK_COLOUR, Picture, Skipped, timed_rows
 from harness.analysis.pictures.points import NOTE, points
 from harness.analysis.row import to_row
+from harness.analysis.statistics.rows import ratio_to_gemm
 from harness.record import Record
 
 STEM = "time-error"
@@ -62,10 +63,10 @@ def _draw(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def _place(record: Record) -> tuple[float, float]:
-    """Excess and GEMMs; 0 for what a row has not."""
-    row = to_row(record)
+    """Excess, and GEMMs as tables have them; 0 for what a row has not."""
+    row, paired = to_row(record), ratio_to_gemm(record)
     excess = max((e for e in (row.grad_input_excess, row.grad_weight_excess) if e is not None), default=0.0)
-    return excess, row.fwd_bwd_gemms or 0.0
+    return excess, (row.fwd_bwd_gemms if paired is None else paired.estimate) or 0.0
 
 
 def _key() -> list[Line2D]:

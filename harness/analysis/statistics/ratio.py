@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 
 from harness.analysis.statistics.bootstrap import Interval, blocks_of_times, median_interval
 from harness.analysis.statistics.turns import Turns, paired
+from harness.interval import FEWEST_ROUNDS, heavy_tailed, pair_mean_interval
 
 # What rounds share cancels in a ratio, and a random order makes the rest independent: over the rows of
-# reports/gemma2-h200 ratios of following rounds correlate by -0.08, about what 10 independent rounds show.
+# reports/gemma2-h200 ratios of following rounds correlate by -0.09, about what 15 independent rounds show.
 # Longer blocks only cost coverage (docs/statistics.md).
 ROUNDS_TO_A_BLOCK_OF_RATIOS = 1
 
@@ -27,11 +29,21 @@ def time_interval(turns: Turns) -> Interval | None:
 
 
 def ratio_interval(head: Turns, base: Turns) -> Interval | None:
-    """The median over common rounds of head's turn over base's, and its interval; None for too few common rounds.
+    """Head's turn over base's in their common rounds, and its interval; None for too few common rounds.
+
+    Of the logarithms of the rounds' ratios the median of the means of all pairs, with the signed-rank interval; where
+    their tails are heavy the median, with the bootstrap's. Exchanging head and base gives reciprocals either way.
 
     Turns must be of one case and one group of workers: equal round numbers of two groups are other moments.
     """
-    return median_interval(paired(head, base), ROUNDS_TO_A_BLOCK_OF_RATIOS)
+    ratios = paired(head, base)
+    if len(ratios.rounds) < FEWEST_ROUNDS:
+        return None
+    logs: list[float] = ratios.log_medians().tolist()
+    if heavy_tailed(logs):
+        return median_interval(ratios, ROUNDS_TO_A_BLOCK_OF_RATIOS)
+    low, middle, high = pair_mean_interval(logs)
+    return Interval(exp(middle), exp(low), exp(high), len(logs))
 
 
 def noise_floor(first: Turns, second: Turns) -> NoiseFloor | None:

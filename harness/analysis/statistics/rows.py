@@ -38,6 +38,13 @@ def row_statistics(records: Sequence[Record], target_interval: float = TARGET_IN
     ]
 
 
+def ratio_to_gemm(record: Record) -> Interval | None:
+    """The row's fwd+bwd in GEMMs of the same rounds; None on a CPU, without a GEMM, and for too few rounds."""
+    turns = turns_of(record)
+    gemm = gemm_turns_of(record) if record.provenance.device != "cpu" else None
+    return ratio_interval(turns, gemm) if turns is not None and gemm is not None else None
+
+
 def gemm_findings(record: Record) -> list[Finding]:
     """What is to be said of the GEMM beside the record: it is in every ratio to it."""
     gemm = gemm_turns_of(record)
@@ -64,7 +71,7 @@ def _statistics(
         implementation=record.implementation,
         time_ms=time_ms,
         to_reference=to_reference,
-        to_gemm=ratio_interval(turns, gemm) if gemm is not None else None,
+        to_gemm=ratio_to_gemm(record),
         noise=noise_floor(turns, again) if again is not None else None,
         findings=tuple(finding for finding in found if finding is not None),
     )

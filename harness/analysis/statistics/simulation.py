@@ -40,8 +40,10 @@ THROTTLED = NoiseModel(throttle_step=0.10)
 BIMODAL = NoiseModel(bimodal_gap=0.06)
 EVERYTHING = NoiseModel(throttle_step=0.10, bimodal_gap=0.06)
 QUIET = NoiseModel(drift=0.0)
-# rows of reports/gemma2-h200, at the power limit: samples of a turn correlate by 0.48, ratios of turns vary by 2.1 %
+# rows at the power limit of an H200: samples of a turn correlate by 0.48, ratios of turns vary by 2.1 %
 LIKE_H200 = NoiseModel(sample_noise=0.0125, turn_noise=0.012, drift=0.0)
+# the GEMM of reports/gemma2-h200: turns vary by 2 %, samples of a turn by 1.4 %, ratios of two such by 2.8 %
+POWER_CAP = NoiseModel(sample_noise=0.014, turn_noise=0.0174, drift=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,11 @@ from harness.analysis.pictures.smoothing import label_smoothing
 from harness.analysis.pictures.time_error import knobs, time_error
 from harness.analysis.pictures.time_memory import pareto_front, time_memory
 from harness.analysis.row import to_row
+from harness.analysis.rows import Rows
 from harness.analysis.statistics.error_rates import simulated_case
 from harness.analysis.statistics.ratio import ratio_interval
 from harness.analysis.statistics.simulation import QUIET
-from harness.record import Probes, Record
+from harness.record import Probes, Record, Times
 
 MakeRecord = Callable[..., Record]
 
@@ -97,6 +98,19 @@ def test_time_error_names_rows_and_joins_a_knob(make_record: MakeRecord) -> None
     (line,) = [line for line in axes.get_lines() if line.get_marker() == "None" and len(line.get_xdata()) == 2
                and line.get_linestyle() == "-" and line.get_alpha() == 0.45]  # fmt: skip
     assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True)  # less error, more time
+
+
+def test_time_error_has_the_gemms_of_the_tables(make_record: MakeRecord) -> None:
+    """Times that fall and GEMMs that rise: the ratio of the rounds is not the quotient of the medians."""
+    gemm_ms, taken = [10.0, 10.0, 10.0, 10.1, 12.0, 12.0, 12.0], [40.0, 40.0, 40.0, 39.0, 30.0, 30.0, 30.0]
+    half = [time_ms / 2 for time_ms in taken]
+    times = Times(fwd_no_grad_ms=half, fwd_ms=half, bwd_ms=half, fwd_bwd_ms=taken, round=list(range(7)))
+    records = [make_record(name, times=times).model_copy(update={"gemm_ms": gemm_ms}) for name in ("a", "b")]
+    paired = {Rows(records).of(record).fwd_bwd_gemms for record in records}
+    (axes,) = drawn(time_error(records)).figure.axes
+    heights = {float(line.get_ydata()[0]) for line in axes.get_lines() if line.get_marker() == "o"}
+    assert heights == paired
+    assert heights != {to_row(records[0]).fwd_bwd_gemms}
 
 
 def test_a_single_row_on_its_floor_can_be_drawn(make_record: MakeRecord) -> None:
