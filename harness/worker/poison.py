@@ -7,17 +7,20 @@ blocks. On a CPU, where malloc returns pages of the system's, torch itself fills
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.worker.device import free_bytes, release_cached_memory
 
-_LARGEST_SMALL = 1 << 20  # allocations up to this size come from a pool of their own
+LARGEST_SMALL = 1 << 20  # torch's allocator serves requests up to this size from a pool of their own
 _SMALL_BLOCKS = 64  # of that size
+_SEGMENT = 2 << 20  # large segments have multiples of this
+_ATTEMPTS = 8  # at using up what is free: two are usual
 _NAN_BYTE = 255
 
 
@@ -35,19 +38,39 @@ def peak_bytes(device: torch.device, live: int) -> int:
 
 
 def unused_sizes(segments: Sequence[Mapping[str, Any]], device: int, stream: int) -> list[int]:
-    """Sizes in bytes of what the allocator would hand out first: free blocks of segments that it cannot give back.
+    """Requests in bytes, largest first, that use up what the allocator has free on a device's stream.
 
-    `segments` as torch.cuda.memory_snapshot() gives them, flushed before. A free block of the pool of large allocations
-    that is no larger than a small one fits no request.
+    `segments` as torch.cuda.memory_snapshot() gives them. The pool is that of the request, not of the block: a small
+    pool's block of 1.9 MiB takes two requests, and a block of the large pool that is no larger than a small request
+    serves none.
     """
-    return [
-        block["size"]
-        for segment in segments
-        if (segment["device"], segment["stream"]) == (device, stream)
-        and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)  # not one of a CUDA graph
-        for block in segment["blocks"]
-        if block["state"] == "inactive" and (segment["segment_type"] == "small" or block["size"] > _LARGEST_SMALL)
-    ]
+    sizes: list[int] = []
+    for segment in segments:
+        pool = tuple(segment.get("segment_pool_id", (0, 0)))  # others are of CUDA graphs
+        if (segment["device"], segment["stream"], pool) != (device, stream, (0, 0)):
+            continue
+        for free in (block["size"] for block in segment["blocks"] if block["state"] == "inactive"):
+            if segment["segment_type"] == "small":
+                whole, rest = divmod(free, LARGEST_SMALL)
+                sizes += [LARGEST_SMALL] * whole + [rest] * (rest > 0)
+            elif free > LARGEST_SMALL:
+                sizes.append(free)
+    return sorted(sizes, reverse=True)
+
+
+def use_up(allocate: Callable[[int], Tensor], unused: Callable[[], Sequence[int]]) -> list[Tensor]:
+    """Allocates whatever is free until nothing is: a request may split another block than the one it was meant for."""
+    kept: list[Tensor] = []
+    try:
+        for _ in range(_ATTEMPTS):
+            before = len(kept)
+            for size in unused():
+                kept.append(allocate(size))
+            if len(kept) == before:
+                break
+    except torch.OutOfMemoryError:  # of a request that found its block split: on a full card some stays as it was
+        pass
+    return kept
 
 
 @contextmanager
@@ -67,17 +90,22 @@ def poisoned_memory(device: torch.device, needed_bytes: int) -> Iterator[int | N
         return
     release_cached_memory(device)
     size = max(0, min(needed_bytes, int(0.9 * free_bytes(device)) - needed_bytes))
-    stream = torch.cuda.current_stream(device).cuda_stream
-    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    sizes = unused_sizes(segments, device.index or 0, stream)  # whose best fit is each itself
-    sizes += [size, *[_LARGEST_SMALL] * (_SMALL_BLOCKS if size else 0)]
-    kept = [torch.empty(count, dtype=torch.uint8, device=device) for count in sizes]
-    for block in kept:
-        block.fill_(_NAN_BYTE)
+    size = -(-size // _SEGMENT) * _SEGMENT  # no rest that is too small to be a block of its own
+    kept = [_nan_bytes(device, count) for count in [size, *[LARGEST_SMALL] * _SMALL_BLOCKS] if size]
+    if torch.cuda.get_allocator_backend() == "native":  # others cannot say what they have free
+        index, stream = device.index or 0, torch.cuda.current_stream(device).cuda_stream
+        snapshot = torch.cuda.memory_snapshot  # of what segments have left beside live tensors, too
+        kept += use_up(
+            lambda count: _nan_bytes(device, count),
+            lambda: unused_sizes(snapshot(), index, stream),  # type: ignore[no-untyped-call]
+        )
     poisoned = sum(block.numel() for block in kept)
     kept.clear()  # into the cache, with what is in it
-    del block
     yield poisoned
+
+
+def _nan_bytes(device: torch.device, count: int) -> Tensor:
+    return torch.full((count,), _NAN_BYTE, dtype=torch.uint8, device=device)
 
 
 class ZeroedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

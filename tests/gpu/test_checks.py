@@ -104,17 +104,21 @@ def test_gemma2_head_in_bounded_memory(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("elements", [1 << 26, 1 << 22, 1 << 20, 1000, 10])
-def test_fresh_memory_holds_nan(elements: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Beside live tensors too, whose segments have room left. One size at a time: looking at values takes memory."""
+@pytest.mark.parametrize(
+    "sizes",
+    [[1 << 26], [1 << 22] * 3, [1 << 20] * 3, [1 << 18] * 6, [1000, 10, 100_000], [9 << 19, 5 << 19, 1 << 21]],
+    ids=lambda sizes: f"{len(sizes)}x{sizes[0]}",
+)
+def test_fresh_memory_holds_nan(sizes: list[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Beside live tensors too, whose segments have room left. Looked at on the CPU: results would take memory."""
     held = [torch.zeros(size, dtype=torch.uint8, device=device) for size in (12 * MIB, 3 * MIB, MIB // 2, 512)]
     torch.cuda.empty_cache()
     room = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     assert room > MIB
     with poisoned_memory(device, 512 * MIB) as poisoned:
-        fresh = torch.empty(elements, device=device, dtype=dtype)
         assert 512 * MIB <= poisoned <= 640 * MIB + room
-        assert bool(fresh.isnan().all())
+        fresh = [torch.empty(size, device=device, dtype=dtype) for size in sizes]
+        assert [bool(tensor.cpu().isnan().all()) for tensor in fresh] == [True] * len(sizes)
     del held
 
 

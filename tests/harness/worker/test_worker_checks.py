@@ -19,7 +19,7 @@ from harness.worker.failure import classify
 from harness.worker.identities import an_order, constant_column, permuted_vocabulary, shift_for
 from harness.worker.inputs import digests, draw
 from harness.worker.oracle import DoesNotFit, oracle
-from harness.worker.poison import poisoned_memory, unused_sizes
+from harness.worker.poison import poisoned_memory
 from harness.worker.session import Sessions
 from harness.worker.sketch import Sketch, deviation, project, sketch
 from harness.worker.yardstick import MassYardstick, Yardstick, yardstick
@@ -295,26 +295,6 @@ def test_memory_is_poisoned_inside_alone():
         assert poisoned is None
         assert bool(torch.empty(1000).isnan().all()) and bool(torch.empty(10, dtype=torch.bfloat16).isnan().all())
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_what_segments_have_left_is_poisoned_too():
-    """As a call would find it: of the same device, stream and pool, and large enough for a request to that pool."""
-    mib = 1 << 20
-
-    def segment(kind: str, blocks: list[tuple[str, int]], **changed: object) -> dict[str, object]:
-        found = {"device": 0, "stream": 0, "segment_type": kind, "segment_pool_id": (0, 0)}
-        return {**found, **changed, "blocks": [{"state": state, "size": size} for state, size in blocks]}
-
-    segments = [
-        segment("large", [("active_allocated", 3 * mib), ("inactive", 17 * mib), ("inactive", mib)]),
-        segment("small", [("inactive", 512), ("active_pending_free", 512), ("inactive", mib)]),
-        segment("large", [("inactive", 5 * mib)], stream=7),
-        segment("large", [("inactive", 6 * mib)], device=1),
-        segment("large", [("inactive", 7 * mib)], segment_pool_id=(0, 1)),
-    ]
-    assert unused_sizes(segments, device=0, stream=0) == [17 * mib, 512, mib]
-    assert unused_sizes(segments, device=0, stream=7) == [5 * mib]
-    assert unused_sizes(segments, device=1, stream=0) == [6 * mib]
 
 
 def test_poison_imports_no_compiler():
