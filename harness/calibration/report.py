@@ -32,6 +32,7 @@ def write_report(directory: Path, judged: Sequence[JudgedModel], left_out: Seque
         lines += [f"## Reliability, D {setting.hidden_size}, {softcap}", "", f"![reliability]({svg.name})", ""]
     lines += ["## Entropy and its bounds", "", entropy_table([model.entropy for model in ordered]), "", *_BOUNDS, ""]
     svg, _png = write_gap_figure(directory / "entropy-bound")
+    lines += ["The paper's Figure 4, of heads of its sizes and an assumed norm, not of the models above:", ""]
     lines += [f"![the share of entropies that a head can reach]({svg.name})", ""]
     if left_out:
         lines += ["Left out:", "", *(f"- {line}" for line in left_out), ""]
