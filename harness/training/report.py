@@ -27,6 +27,9 @@ def write_report(run: TrainingRun) -> str:
 def markdown_report(plan: TrainingPlan, curves: Sequence[TrainedCurve]) -> str:
     """The report without its picture."""
     lines = [*_heading(plan), "", parity_table(parity_rows(curves)) or "No curve has a step yet.", "", *_legend(curves)]
+    told = [line for curve in curves for line in _figures(curve)]
+    if told:
+        lines += ["", "How a loss says that it computed the batch of a step:", "", *told]
     left = [_ended(curve) for curve in curves if curve.outcome is None or curve.outcome.status != "finished"]
     if left:
         lines += ["", "Not trained to the end:", "", *left]
@@ -79,6 +82,15 @@ def _legend(curves: Sequence[TrainedCurve]) -> list[str]:
         listed = ", ".join(f"{beta:g}" for beta in missing)
         lines.append(f"No yardstick at β = {listed}: it takes both `{BASELINE}` and `{YARDSTICK}`.")
     return [line for pair in zip(lines, [""] * len(lines), strict=True) for line in pair][:-1]
+
+
+def _figures(curve: TrainedCurve) -> list[str]:
+    told = [(evaluation.step, evaluation.figures) for evaluation in curve.evaluations if evaluation.figures]
+    return [
+        f"- `{curve.loss}`, β = {curve.label_smoothing:g}, step {step}: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
+        for step, figures in told
+    ]
 
 
 def _ended(curve: TrainedCurve) -> str:

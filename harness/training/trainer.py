@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from harness.training.curve_log import CurveLog, Evaluation, Step
 from harness.training.model import LanguageModel
 from harness.worker.device import synchronize
 from implementations.baseline import eager_loss
-from implementations.contract import LossFunction
+from implementations.contract import LossFunction, TellsFigures
 
 COLD_STEPS = 10  # of a process: compilation, autotuning and the allocator's growth are over by then
 _BETAS = (0.9, 0.95)  # a second moment of 20 steps follows a short training
@@ -83,7 +84,8 @@ def train_curve(
         note(step)
         if _is_due(number, settings.evaluate_every, settings.steps):
             held_out_loss = evaluate(model, windows, settings.batch_size)
-            log.append(Evaluation(step=number, held_out_loss=held_out_loss))
+            told = figures(model, loss_function, torch.from_numpy(tokens).to(device), curve.label_smoothing)
+            log.append(Evaluation(step=number, held_out_loss=held_out_loss, figures=told))
         if number in settings.keep_steps:
             keep_model(log.checkpoints, model, text.tokenizer, config, curve, number)
         if _is_due(number, settings.checkpoint_every, settings.steps):
@@ -115,16 +117,39 @@ def head_operands(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, Tensor]
 def batch_loss(model: LanguageModel, loss_function: LossFunction, windows: Tensor, label_smoothing: float) -> Tensor:
     """The mean loss of `windows` (B, T + 1): every token but the last predicts its successor."""
     hidden, weight = head_operands(model, windows[:, :-1])
-    return loss_function(
-        hidden,
-        weight,
-        windows[:, 1:].flatten(),
-        linear_bias=None,
-        label_smoothing=label_smoothing,
-        ignore_index=_IGNORE_INDEX,
-        softcap=model.softcap,
-        reduction="mean",
-    )
+    return loss_function(hidden, weight, windows[:, 1:].flatten(), **_settings(model, label_smoothing))
+
+
+def figures(
+    model: LanguageModel, loss_function: LossFunction, windows: Tensor, label_smoothing: float
+) -> dict[str, float]:
+    """What the loss says of how it computes `windows` (B, T + 1) by the weights as they are: {} from most.
+
+    Computed on copies of the head's operands, so that no gradient of the model is touched.
+    """
+    if not isinstance(loss_function, TellsFigures):
+        return {}
+    with torch.no_grad():
+        hidden, weight = (operand.clone().requires_grad_() for operand in head_operands(model, windows[:, :-1]))
+    with torch.enable_grad():
+        return loss_function.figures(
+            hidden,
+            weight,
+            windows[:, 1:].flatten(),
+            upstream=torch.ones((), device=hidden.device),
+            **_settings(model, label_smoothing),
+        )
+
+
+def _settings(model: LanguageModel, label_smoothing: float) -> dict[str, Any]:
+    """What the loss is told beside its operands."""
+    return {
+        "linear_bias": None,
+        "label_smoothing": label_smoothing,
+        "ignore_index": _IGNORE_INDEX,
+        "softcap": model.softcap,
+        "reduction": "mean",
+    }
 
 
 @torch.no_grad()

@@ -50,6 +50,32 @@ def test_ours_follows_torch_to_rounding(toy, train_toy: TrainToy) -> None:
     assert ours[-1].loss < ours[0].loss - 0.1
 
 
+def test_what_a_loss_says_of_itself_is_kept_and_touches_nothing(toy, train_toy: TrainToy) -> None:
+    baseline = load("implementations.baseline:baseline").build()
+
+    class Telling:
+        def __call__(self, *operands: torch.Tensor, **settings: object) -> torch.Tensor:
+            return baseline(*operands, **settings)
+
+        def figures(self, input: torch.Tensor, linear_weight: torch.Tensor, *rest: object, **settings: object):
+            upstream = settings.pop("upstream")
+            baseline(input, linear_weight, *rest, **settings).backward(upstream)
+            assert input.grad is not None and linear_weight.grad is not None
+            return {"rows": float(len(input))}
+
+    config = toy(training={"steps": 6, "evaluate_every": 3})
+    plain, telling = train_toy(config, "plain"), train_toy(config, "telling", Telling())
+    assert [e.figures for e in telling.evaluations()] == [{"rows": 64.0}] * 2
+    assert [e.figures for e in plain.evaluations()] == [{}] * 2
+    assert [(s.loss, s.grad_norm) for s in plain.steps()] == [(s.loss, s.grad_norm) for s in telling.steps()]
+
+
+def test_the_default_row_trains_and_tells(toy, train_toy: TrainToy) -> None:
+    log = train_toy(toy(loss="ours", training={"steps": 3}), "ours")
+    assert log.steps()[-1].step == 3
+    assert all(math.isfinite(value) for e in log.evaluations() for value in e.figures.values())
+
+
 def test_the_first_loss_is_that_of_the_formula(toy, train_toy: TrainToy) -> None:
     config = toy(training={"label_smoothing": 0.1})
     log = train_toy(config, "b")
