@@ -67,6 +67,7 @@ class Times(_Frozen):
     first_call_s: float | None = None  # the first forward and backward, with whatever they compile
     settle_s: float | None = None  # all calls before the first sample: compiling, autotuning, warming up
     stopped: Stopped | None = None  # why it had no more rounds; None of what failed, and in older records
+    lead_in_ms: float = 0.0  # of the case's GEMM before every timed call, untimed
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Times:

@@ -171,6 +171,7 @@ class Measurement(_Model):
     samples_per_turn: Annotated[int, Field(ge=1)] = Field(default=2, validate_default=True)
     target_interval: Annotated[float, Field(gt=0, lt=1)] = 0.01  # width of the 95 % interval of the ratio / the ratio
     case_budget_s: Annotated[float, Field(gt=0)] = 60.0  # rounds beyond the minimum stop when all have taken this
+    lead_in_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0  # of the case's GEMM, untimed, before every timed call
 
     @field_validator("phases")
     @classmethod

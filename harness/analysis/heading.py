@@ -30,7 +30,7 @@ def heading(records: Sequence[Record], coverage: Sequence[str] = ()) -> list[str
     lines = [f"# {records[0].suite} on {devices}", ""]
     lines += [f"- {line}" for line in dict.fromkeys(f"measured {_when(o)}, {_commit(o)}" for o in origins)]
     lines += [f"- {line}" for line in dict.fromkeys(_versions(origin) for origin in origins) if line]
-    lines += [f"- {line}" for line in (*gpu_state(records), *_counts(records), *coverage)]
+    lines += [f"- {line}" for line in (*gpu_state(records), *_lead_ins(records), *_counts(records), *coverage)]
     return [*lines, "", _UNLESS_NAMED]
 
 
@@ -57,6 +57,13 @@ def _counts(records: Sequence[Record]) -> list[str]:
     elif any(record.status not in (Status.OK, Status.UNSUPPORTED, Status.UNAVAILABLE) for record in records):
         lines.append("every row that failed was expected to, see its footnote")
     return lines
+
+
+def _lead_ins(records: Sequence[Record]) -> list[str]:
+    found = {record.times.lead_in_ms for record in records if record.times is not None}
+    return [
+        f"before every timed call {lead_in:g} ms of the case's GEMM, untimed" for lead_in in sorted(found) if lead_in
+    ]
 
 
 def _when(origin: Provenance) -> str:

@@ -51,6 +51,8 @@ def _facts(records: Sequence[Record]) -> dict[str, dict[str, None]]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         own = {"suite": record.suite, "reference": record.reference, "max_excess": f"{record.max_excess:g}"}
+        if record.times is not None:
+            own["lead-in (ms)"] = f"{record.times.lead_in_ms:g}"
         for name, value in (described(record.provenance) | own).items():
             found.setdefault(name, {}).setdefault(value)
     return found

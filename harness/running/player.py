@@ -29,6 +29,7 @@ class Player:
     settled: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[Any]] = field(default_factory=dict)  # of all turns so far, each with round and position
     stopped: Stopped | None = None  # why it had no more turns; None if it failed or had none
+    lead_in_ms: float = 0.0  # before every timed call
     memory: Memory | None = None
     agreement: Agreement | None = None
     judged_alone: bool = False  # its agreement is of another worker than its times, for memory's sake
@@ -54,7 +55,9 @@ class Player:
 
     def times(self) -> Times | None:
         """What was timed of it; None if it never got ready."""
-        return Times(**self.samples, **self.settled, stopped=self.stopped) if self.opened else None
+        if not self.opened:
+            return None
+        return Times(**self.samples, **self.settled, stopped=self.stopped, lead_in_ms=self.lead_in_ms)
 
     def send(self, what: str, **arguments: Any) -> None:
         """Sends a request without waiting; nothing to a player that is out."""

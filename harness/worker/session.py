@@ -223,17 +223,18 @@ class ImplementationSession:
         self._yield_device()
         return answer
 
-    def turn(self, samples: int) -> Answer:
-        """One untimed call, then `samples` timed ones.
+    def turn(self, samples: int, lead_in_ms: float = 0.0) -> Answer:
+        """One untimed call, then `samples` timed ones, each after `lead_in_ms` of products.
 
         If the first still asks the device for memory it becomes a second untimed call, and another takes its place.
         """
+        lead_in = timing.lead_in(self.call.tensors.input, self.call.tensors.linear_weight, lead_in_ms)
         timing.warm_up(self.call)
         taken: dict[str, list[Any]] = {}
         for position in range(samples):
-            (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample()
+            (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample(lead_in)
             if position == 0 and asked:
-                (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample()
+                (fwd_no_grad_ms, fwd_ms, bwd_ms), asked = self._sample(lead_in)
             measured = {
                 "fwd_no_grad_ms": fwd_no_grad_ms,
                 "fwd_ms": fwd_ms,
@@ -244,13 +245,14 @@ class ImplementationSession:
             }
             for key, value in measured.items():
                 taken.setdefault(key, []).append(value)
+        del lead_in  # and the memory of its products
         self._yield_device()
         return dict(taken)
 
-    def _sample(self) -> tuple[tuple[float, float, float], int | None]:
+    def _sample(self, lead_in: Callable[[], None]) -> tuple[tuple[float, float, float], int | None]:
         """Milliseconds of a sample, and how often it had to ask the device for memory; None on a CPU."""
         before = device_allocations(self.device)
-        taken = timing.sample(self.call, self.watch)
+        taken = timing.sample(self.call, self.watch, lead_in)
         after = device_allocations(self.device)
         return taken, None if before is None or after is None else after - before
 
@@ -303,7 +305,7 @@ class RefereeSession:
     def statistics(self) -> Answer:
         return input_statistics(self.case, self.tensors)
 
-    def turn(self, samples: int) -> Answer:
+    def turn(self, samples: int, lead_in_ms: float = 0.0) -> Answer:
         """Times a copy within the device and the GEMM; their buffers live only as long as the turn.
 
         A GPU at its power limit takes a few ten milliseconds to lower its clock. Rows work for longer than that before
@@ -313,15 +315,22 @@ class RefereeSession:
         copies = self._samples(probes.copy_probe(self.device), _COPIES_A_SAMPLE, samples)
         largest = max(1 << 20, free_bytes(self.device) // _PROBE_SHARE)
         product = timing.gemm_probe(self.tensors.input, self.tensors.linear_weight, largest)
-        products = self._samples(product, _PRODUCTS_A_SAMPLE[self.device.type], samples, watched=True)
+        lead_in = timing.lead_in(self.tensors.input, self.tensors.linear_weight, lead_in_ms)
+        products = self._samples(product, _PRODUCTS_A_SAMPLE[self.device.type], samples, watched=True, lead_in=lead_in)
         return {"copy_ms": copies.pop("ms"), "gemm_ms": products.pop("ms"), **products}
 
     def _samples(
-        self, work: Callable[[], None], repeats: int, samples: int, watched: bool = False
+        self,
+        work: Callable[[], None],
+        repeats: int,
+        samples: int,
+        watched: bool = False,
+        lead_in: Callable[[], None] = timing.nothing,
     ) -> dict[str, JsonValue]:
         """Milliseconds of one `work` in each sample of `repeats`, after an untimed one, and what NVML says then."""
         taken: dict[str, list[Any]] = {}
         for sample in range(samples + 1):
+            lead_in()
             self.watch.start()
             for _ in range(repeats):
                 work()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +14,7 @@ from harness.worker.call import Call
 from harness.worker.device import l2_flush_buffer, synchronize
 
 _MOST_SETTLING_CALLS = 8
+_LEAD_IN_BYTES = 1 << 28  # of a product's output: a few launches a millisecond, and little memory beside a row's own
 _SETTLED = 0.8  # a call that takes more than this share of the one before it has nothing left to compile
 
 
@@ -102,13 +104,22 @@ def warm_up(call: Call) -> None:
     call.forward_no_grad()
 
 
-def sample(call: Call, watch: Stopwatch) -> tuple[float, float, float]:
-    """Milliseconds of (no-grad forward, forward, backward). Forward and backward belong to one call."""
+def nothing() -> None:
+    """The lead-in of a call that has none."""
+
+
+def sample(call: Call, watch: Stopwatch, lead_in: Callable[[], None] = nothing) -> tuple[float, float, float]:
+    """Milliseconds of (no-grad forward, forward, backward). Forward and backward belong to one call.
+
+    `lead_in` is what the GPU does right before each, untimed.
+    """
     call.clear_gradients()
+    lead_in()
     watch.start()
     call.forward_no_grad()
     watch.mark()
     (fwd_no_grad_ms,) = watch.elapsed_ms()
+    lead_in()
     watch.start()
     loss = call.forward()
     watch.mark()
@@ -137,3 +148,27 @@ def gemm_probe(input: Tensor, linear_weight: Tensor, largest_output_bytes: int) 
             torch.mm(left, piece.T, out=output[: left.shape[0] * piece.shape[0]].view(left.shape[0], -1))
 
     return product
+
+
+def lead_in(input: Tensor, linear_weight: Tensor, milliseconds: float) -> Callable[[], None]:
+    """Dense work for at least `milliseconds`, queued and not waited for: the case's GEMM (`gemm_probe`), over and over.
+
+    What comes next then starts at the clock of a GPU that has been busy with products, as in a training step, and not
+    at one that its own lighter calls have left. Nothing on a CPU, and for 0 ms.
+    """
+    if not milliseconds or not input.is_cuda:
+        return nothing
+    product = gemm_probe(input.detach(), linear_weight.detach(), _LEAD_IN_BYTES)
+    watch = stopwatch(input.device)
+    product()  # cuBLAS sets up
+    watch.start()
+    product()
+    watch.mark()
+    (taken_ms,) = watch.elapsed_ms()
+    repeats = max(1, math.ceil(milliseconds / taken_ms))
+
+    def work() -> None:
+        for _ in range(repeats):
+            product()
+
+    return work

@@ -15,7 +15,7 @@ from harness.worker.inputs import Tensors, draw
 from harness.worker.memory import measure_memory
 from harness.worker.probes import bytes_of_a_copy, copy_probe
 from harness.worker.session import Sessions
-from harness.worker.timing import gemm_probe, sample, settle, stopwatch
+from harness.worker.timing import gemm_probe, lead_in, sample, settle, stopwatch
 from implementations.registry import REGISTRY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -144,6 +144,19 @@ def test_the_gemm_probe_computes_the_product_whatever_its_chunks(tensors: Tensor
     torch.testing.assert_close(
         outputs[1][: CASE.tokens * tail].view(CASE.tokens, tail), expected[:, CASE.vocab_size - tail :]
     )
+
+
+def test_the_lead_in_lasts_and_is_not_waited_for(tensors: Tensors, device: torch.device) -> None:
+    work = lead_in(tensors.input, tensors.linear_weight, 20.0)  # of a product of some 60 us
+    torch.cuda.synchronize(device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    assert not end.query()  # queued: the GPU has no pause before the call
+    end.synchronize()
+    assert 10 < begin.elapsed_time(end) < 60
+    assert tensors.input.grad is None
 
 
 def test_the_copy_is_slower_than_the_memory_s_peak_and_not_by_much(device: torch.device) -> None:

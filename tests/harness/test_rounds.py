@@ -38,9 +38,9 @@ class FakeWorker:
         self.turns = 0
         self.killed = False
 
-    def send(self, what: str, samples: int) -> None:
+    def send(self, what: str, samples: int, lead_in_ms: float = 0.0) -> None:
         assert what == "turn"
-        self.samples = samples
+        self.samples, self.lead_in_ms = samples, lead_in_ms
 
     def receive(self, what: str, timeout_s: float) -> dict[str, list[float]]:
         if self.turns == self.lives:
@@ -88,6 +88,16 @@ def test_everyone_has_one_turn_in_each_round_in_a_new_order() -> None:
         assert one.samples["round"] == [number for number in range(10) for _ in range(2)]
         assert one.samples["position"] == [turns.index(one.name) for turns in rounds for _ in range(2)]
     assert all(isinstance(one.times(), Times) for one in players)
+
+
+def test_every_turn_is_asked_for_its_lead_in_and_every_record_says_so() -> None:
+    clock = Clock()
+    workers = {name: FakeWorker(name, clock) for name in ("reference", "one", "referee")}
+    players = {name: player(worker) for name, worker in workers.items()}
+    play([players["one"]], players["referee"], players["reference"], target_interval=0.5, lead_in_ms=50)
+    assert [worker.lead_in_ms for worker in workers.values()] == [50.0] * 3
+    told = [players[name].times() for name in ("reference", "one")]
+    assert [times.lead_in_ms for times in told if times is not None] == [50.0] * 2
 
 
 def test_the_order_is_that_of_the_seed() -> None:

@@ -34,6 +34,13 @@ def test_versions_are_found_wherever_the_environment_names_them(make_record: Mak
     assert "- torch 2.13.0, triton 3.7.0, cuda 13.0, driver 570.86, python 3.11.7, liger-kernel 0.8.5\n" in report
 
 
+def test_a_lead_in_is_named(make_record: MakeRecord) -> None:
+    times = Times(fwd_no_grad_ms=[1.0], fwd_ms=[1.0], bwd_ms=[1.0], fwd_bwd_ms=[2.0], round=[0], lead_in_ms=80.0)
+    words = "before every timed call 80 ms of the case's GEMM, untimed"
+    assert f"- {words}\n" in markdown_report([make_record(times=times)])
+    assert words not in markdown_report([make_record(times=times.model_copy(update={"lead_in_ms": 0.0}))])
+
+
 def test_no_records_are_said_to_be_none() -> None:
     assert markdown_report([]) == "No records yet."
 

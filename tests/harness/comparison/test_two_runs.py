@@ -100,6 +100,8 @@ def test_unlike_environments_are_named_and_times_refused(make_run: Any, change: 
 
 def test_other_suites_seeds_tensors_and_clocks_are_named(make_run: Any) -> None:
     base = make_run(seed=1)
+    later = [r.model_copy(update={"times": r.times.model_copy(update={"lead_in_ms": 50.0})}) for r in base if r.times]
+    assert "lead-in (ms): 0 against 50" in compare_runs(base, later, POLICY).unlike
     assert "suite: gemma2 against other" in compare_runs(base, [_with(r, suite="other") for r in base], POLICY).unlike
     drawn = [[_with(r, input_checksum=checksum) for r in base] for checksum in ("aa", "bb")]
     assert "checksum aa against bb" in compare_runs(*drawn, POLICY).unlike[0]
