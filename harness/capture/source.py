@@ -32,6 +32,11 @@ class Source:
     tokens: NDArray[np.integer[Any]]  # the text, one long row
     origin: dict[str, str]  # where all this comes from, for the file
 
+    @property
+    def predictions(self) -> int:
+        """How many tokens of the text can be predicted, in whole windows of `context`."""
+        return (len(self.tokens) - 1) // self.context * self.context
+
 
 def from_checkpoint(path: Path, device: torch.device) -> Source:
     """A checkpoint of `harness train`, with the held-out text of the corpus it was trained on.
