@@ -210,7 +210,7 @@ def list_everything(
     except WorkerFailure as failure:
         fail(f"the implementations could not be looked at: {failure.reason} (log: {log})", FAILED_CELL)
     known = [(LOWER_BOUND, "yes: computed, not run"), *((n, f"no: {r}" if r else "yes") for n, r in available.items())]
-    typer.echo(tabulate(known, headers=["implementation", "installed here"], tablefmt="github"))
+    typer.echo(tabulate(known, headers=["implementation", "available here"], tablefmt="github"))
     found = [(path, load_suite(path)) for path in sorted(Path("suites").glob("*.yaml"))]
     if not found:
         fail(f"no suites/*.yaml in {Path.cwd()}")

@@ -167,8 +167,8 @@ def as_text(found: Diagnosis) -> str:
     """What is printed."""
     lines = [f"- {line}" for line in found.seen]
     usable = [name for name, reason in found.implementations if reason is None]
-    lines.append(f"- implementations installed: {', '.join(usable) or 'none'}")
-    lines += [f"- not installed: {name}: {reason}" for name, reason in found.implementations if reason is not None]
+    lines.append(f"- implementations available: {', '.join(usable) or 'none'}")
+    lines += [f"- not available: {name}: {reason}" for name, reason in found.implementations if reason is not None]
     if not found.unfit:
         return "\n".join([*lines, "", "Fit to measure."])
     return "\n".join([*lines, "", "Not fit to measure:", *(f"- {reason}" for reason in found.unfit)])

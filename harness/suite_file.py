@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from harness.case import Inputs
 from harness.suite import OnCpu, Suite, as_list
 from harness.yaml_source import InvalidFile, Location, Mistake, Source, mistakes_of, nearest, read_yaml
-from implementations.registry import LOWER_BOUND
+from implementations.registry import LOWER_BOUND, known_names
 
 
 def load_suite(path: Path, to_be_run: bool = False) -> Suite:
@@ -45,12 +46,14 @@ def _disagreeing_keys(source: Source) -> Iterator[Mistake]:
     rows = source.data.get("implementations")
     named = [row.get("name") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
     names = [name for name in named if isinstance(name, str)]
+    unknown = _unknown(rows) if isinstance(rows, list) else []  # the name that is looked for may be what one should be
     for position, name in enumerate(named):
         if name in names and name in named[:position]:
             yield source.mistake(("implementations", position), f"'{name}' is listed twice")
     reference = source.data.get("reference", "baseline")
     for key, name in (("reference", reference), ("twice", source.data.get("twice") or reference)):
-        if names and (name not in names or name == LOWER_BOUND) and (key, name) != ("twice", reference):
+        absent = name not in names and not unknown
+        if names and (absent or name == LOWER_BOUND) and (key, name) != ("twice", reference):
             why = "runs nothing" if name == LOWER_BOUND else "is not among the implementations"
             yield source.mistake((key,), f"'{name}' {why}{nearest(str(name), names)}")
     device = source.data.get("device", "cuda")
@@ -60,9 +63,15 @@ def _disagreeing_keys(source: Source) -> Iterator[Mistake]:
     for position, expected in enumerate(expectations if isinstance(expectations, list) else []):
         wanted = expected.get("implementation") if isinstance(expected, dict) else None
         for name in as_list(wanted) if names and wanted else []:
-            if name not in names:
+            if name not in names and not nearest(str(name), unknown):
                 message = f"'{name}' is not among the implementations{nearest(str(name), names)}"
                 yield source.mistake(("expectations", position, "implementation"), message)
+
+
+def _unknown(rows: list[Any]) -> list[str]:
+    """Names of rows that are neither the registry's nor their own; another mistake says so."""
+    named = [row.get("name") if isinstance(row, dict) and row.get("path") is None else row for row in rows]
+    return [name for name in named if isinstance(name, str) and name not in known_names()]
 
 
 def _missing_files(suite: Suite, source: Source) -> Iterator[Mistake]:

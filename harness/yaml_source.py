@@ -26,6 +26,7 @@ _WORDS = {
     "list_type": "should be a list",
     "bool_type": "should be true or false",
 }
+_LETTERS_OFF = 0.85  # likeness of a key and one with a letter or two wrong: a typo, whatever other levels have
 _DASH_HINT = "write `- x`, with a space after the dash"
 
 
@@ -158,9 +159,9 @@ def _index(node: yaml.Node, location: Location, source: Source) -> Iterable[Mist
             yield from _index(item, (*location, position), source)
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """A hint ", did you mean 'x'?", or nothing."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)  # fp32 means float32
+def nearest(word: str, allowed: Iterable[str], likeness: float = 0.5) -> str:
+    """A hint ", did you mean 'x'?", or nothing; `likeness` is of difflib, 0.5 for fp32, which means float32."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=likeness)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
@@ -172,7 +173,8 @@ def mistakes_of(error: ValidationError, source: Source, model: type[BaseModel]) 
         if detail["type"] == "extra_forbidden":
             key = str(detail["loc"][-1])
             here = _model_at(model, detail["loc"][:-1])
-            hint = _elsewhere(key, here, parent, model) or nearest(key, here.model_fields)
+            typo = nearest(key, here.model_fields, _LETTERS_OFF)
+            hint = typo or _elsewhere(key, here, parent, model) or nearest(key, here.model_fields)
             message = f"unknown key '{_dotted((*parent, key))}'{hint} (allowed: {', '.join(here.model_fields)})"
             mistake = Mistake(source.file, source.line((*parent, key)), message)
         elif detail["type"] == "missing":

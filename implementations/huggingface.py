@@ -45,9 +45,9 @@ def patch_causal_lm(model: Any, **settings: Any) -> None:
     model: a transformers model with a head for the next token. Patch it before it is wrapped or compiled; of a PEFT
         model, patch the model inside, `model.get_base_model()`.
     settings: keywords of `kernels.LinearCrossEntropyLoss`: label_smoothing (0), ignore_index (-100), gradient
-        ("exact"), gradient_tolerance, order, order_interval, token_groups, fused (False), filter_eps,
-        sort_vocabulary, pack_tokens and check_targets. The vocabulary order is kept from forward to forward, one
-        for all models patched by this call and their copies.
+        ("exact"), gradient_tolerance, order, order_interval, token_groups, model_tail, first_order, fused (False),
+        filter_eps, sort_vocabulary, pack_tokens and check_targets. The vocabulary order is kept from forward to
+        forward, one for all models patched by this call and their copies.
 
     As in transformers tokens < n predict n, `shift_labels` given to the forward are taken as they are, and with
     `num_items_in_batch` the loss is the sum over tokens divided by it instead of the mean. The loss is fp32, a scalar.
@@ -178,6 +178,9 @@ def _loss_module(settings: dict[str, Any]) -> LinearCrossEntropyLoss:
     """The settings, checked, and the vocabulary order that is kept with them. Raises for what is no setting here."""
     for name in settings.keys() & DECIDED_HERE:
         raise TypeError(f"{name}: not a setting here; the model and the call decide it")
+    allowed = sorted(LinearCrossEntropyLoss.setting_names() - DECIDED_HERE)
+    for name in settings.keys() - set(allowed):
+        raise TypeError(f"{name}: no such setting; allowed are {', '.join(allowed)}")
     return LinearCrossEntropyLoss(**settings)
 
 

@@ -11,8 +11,7 @@ from pydantic import JsonValue
 from harness.analysis.formats import counted
 from harness.record import Record
 from harness.running.run_directory import Plan, RunDirectory, UnusableRun
-
-PLAN_FILE = "plan.json"
+from harness.running.run_kind import PLAN_FILE
 
 
 def coverage(run: Path, records: Sequence[Record]) -> list[str]:

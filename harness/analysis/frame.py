@@ -16,6 +16,7 @@ from harness.analysis.row import COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, NESTED
 from harness.analysis.rows import Rows
 from harness.record import Record
 from harness.running.run_directory import RunDirectory
+from harness.running.run_kind import taken_for
 from harness.yaml_source import InvalidFile, Mistake
 
 RECORDS_FILE = "records.jsonl"
@@ -70,6 +71,8 @@ def _records_file(run: Path) -> Path:
     file = run / RECORDS_FILE if run.is_dir() else run
     if file.is_file():
         return file
+    if (other := taken_for(run, "suite")) is not None:
+        raise FileNotFoundError(other)
     if has_plan(run):
         raise FileNotFoundError(f"{run}: no case is finished yet; continue with: {RunDirectory(run).resume_command}")
     if run.is_dir():

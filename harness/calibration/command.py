@@ -17,12 +17,14 @@ from harness.progress import console
 from harness.training.execution import choose_device
 
 
-def calibrate(runs: Sequence[Path], out: Path, tokens: int, classwise: bool, device: AskedDevice) -> None:
+def calibrate(
+    runs: Sequence[Path], losses: Sequence[str], out: Path, tokens: int, classwise: bool, device: AskedDevice
+) -> None:
     """Judges the models of `runs` and prints the report. Raises typer.Exit."""
     with one_clear_error():
         chosen = torch.device(choose_device(device))
         judged, left_out = judge_runs(
-            runs, tokens, classwise, chosen, lambda path: console.print(f"judging {path}", soft_wrap=True)
+            runs, losses, tokens, classwise, chosen, lambda path: console.print(f"judging {path}", soft_wrap=True)
         )
         if not judged:
             fail(f"no finished curve in {', '.join(map(str, runs))}: {'; '.join(left_out)}")

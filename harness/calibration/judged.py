@@ -5,7 +5,7 @@ So models that were trained on different days or GPUs stand in one sweep, though
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.atomic import new_file
 from harness.calibration.bins import Bins
-from harness.calibration.row import CalibrationRow, EntropyRow
+from harness.calibration.row import CalibrationRow, EntropyRow, Setting
 from harness.running.run_directory import UnusableRun
 from harness.training.training_run import TrainingPlan
 
@@ -52,13 +52,13 @@ def read_judged(directory: Path) -> list[JudgedModel]:
         raise UnusableRun(f"{path} is damaged or of another version: {error.errors()[0]['msg']}") from error
 
 
-def check_once(judged: Sequence[JudgedModel]) -> None:
+def check_once(settings: Iterable[Setting]) -> None:
     """Raises UnusableRun if two models have the same setting: a sweep has a row for each."""
     seen = set()
-    for model in judged:
-        if model.plain.setting in seen:
-            raise UnusableRun(f"{model.label}, seed {model.plain.setting.seed}, is judged twice; leave one of them out")
-        seen.add(model.plain.setting)
+    for setting in settings:
+        if setting in seen:
+            raise UnusableRun(f"{setting.label}, seed {setting.seed}, is judged twice; leave one of them out")
+        seen.add(setting)
 
 
 def described(plan: TrainingPlan) -> str:

@@ -49,6 +49,12 @@ class Setting:
     vocab_size: int
     seed: int = 0
 
+    @property
+    def label(self) -> str:
+        """How reports call the model; the seed is not in it."""
+        capped = "" if self.softcap is None else f", softcap {self.softcap:g}"
+        return f"β {self.label_smoothing:g}, D {self.hidden_size}{capped}"
+
 
 @dataclass(frozen=True)
 class CalibrationRow:

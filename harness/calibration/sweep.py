@@ -21,19 +21,28 @@ from harness.calibration.metrics import calibration_metrics
 from harness.calibration.row import CalibrationRow, EntropyRow, Setting
 from harness.calibration.temperature import fit_temperature
 from harness.capture.activations import capture
-from harness.capture.source import from_checkpoint
+from harness.capture.source import InvalidSource, from_checkpoint
 from harness.case import DType
+from harness.running.run_directory import UnusableRun
+from harness.training.config import Curve
 from harness.training.training_run import TrainingPlan, TrainingRun
+from harness.yaml_source import nearest
 
 
 def judge_runs(
-    runs: Sequence[Path], tokens: int, classwise: bool, device: torch.device, note: Callable[[str], None]
+    runs: Sequence[Path],
+    losses: Sequence[str],
+    tokens: int,
+    classwise: bool,
+    device: torch.device,
+    note: Callable[[str], None],
 ) -> tuple[list[JudgedModel], list[str]]:
     """Every finished curve of the runs, and a line about each that is left out; a report's models are taken over.
 
-    `tokens` is how many judge; as many before them choose the temperature. Raises UnusableRun for what is neither a
-    training run nor a report, and for a model that is there twice, InvalidSource if the held-out text is too short,
-    InvalidCorpus if it is not there any more.
+    `losses` are the names of those whose curves are judged; none: all. `tokens` is how many judge; as many before them
+    choose the temperature. Raises UnusableRun for what is neither a training run nor a report, for a loss that no run
+    has, and for a model that is there twice, InvalidSource if the held-out text is too short, InvalidCorpus if it is
+    not there any more.
     """
     plans: list[tuple[TrainingRun, TrainingPlan]] = []
     judged: list[JudgedModel] = []
@@ -44,23 +53,75 @@ def judge_runs(
         else:
             run = TrainingRun(path)
             plans.append((run, run.plan()))
+    _check_losses(losses, [plan for _, plan in plans])
+    models: list[tuple[TrainingRun, TrainingPlan, Curve]] = []
     for run, plan in plans:
-        for curve in plan.config.curves():
-            log = run.log(curve)
-            outcome = log.outcome()
-            if outcome is None or outcome.status != "finished":
-                left_out.append(f"{log.path}: {'not finished' if outcome is None else outcome.status}")
-                continue
-            note(str(log.path))
-            judged.append(judge(log.path, described(plan), tokens, classwise, device))
-    check_once(judged)
+        finished, left = _finished(run, plan, losses)
+        left_out += left
+        models += [(run, plan, curve) for curve in finished]
+    check_once([model.plain.setting for model in judged] + [_setting(plan, curve) for _, plan, curve in models])
+    for run, plan, curve in models:
+        path = run.log(curve).path
+        note(str(path))
+        judged.append(judge(path, _setting(plan, curve), described(plan), tokens, classwise, device))
     return judged, left_out
 
 
-def judge(checkpoint: Path, trained: str, tokens: int, classwise: bool, device: torch.device) -> JudgedModel:
-    """One model, `trained` as it says. Raises as `judge_runs`."""
+def _finished(run: TrainingRun, plan: TrainingPlan, losses: Sequence[str]) -> tuple[list[Curve], list[str]]:
+    """The chosen curves that have finished, and a line about each other. Raises UnusableRun for two at one smoothing.
+
+    Those would be two models of one setting, of which a sweep has one.
+    """
+    finished: list[Curve] = []
+    left_out: list[str] = []
+    for curve in plan.config.curves():
+        log = run.log(curve)
+        outcome = log.outcome()
+        if losses and curve.loss.name not in losses:
+            left_out.append(f"{log.path}: not chosen by --loss")
+        elif outcome is None or outcome.status != "finished":
+            left_out.append(f"{log.path}: {'not finished' if outcome is None else outcome.status}")
+        else:
+            finished.append(curve)
+    for first in finished:
+        rivals = [curve.loss.name for curve in finished if curve.label_smoothing == first.label_smoothing]
+        if len(rivals) > 1:
+            raise UnusableRun(
+                f"{run.path} has several losses at one label smoothing: {', '.join(rivals)}; choose one with --loss"
+            )
+    return finished, left_out
+
+
+def _check_losses(losses: Sequence[str], plans: Sequence[TrainingPlan]) -> None:
+    known = list(dict.fromkeys(loss.name for plan in plans for loss in plan.config.loss))
+    for name in losses:
+        if name not in known:
+            hint = f"{nearest(name, known)} (trained with: {', '.join(known) or 'nothing'})"
+            raise UnusableRun(f"--loss {name}: no run was trained with it{hint}")
+
+
+def _setting(plan: TrainingPlan, curve: Curve) -> Setting:
+    model = plan.config.model
+    return Setting(
+        label_smoothing=curve.label_smoothing,
+        softcap=model.softcap,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        seed=plan.config.training.seed,
+    )
+
+
+def judge(
+    checkpoint: Path, setting: Setting, trained: str, tokens: int, classwise: bool, device: torch.device
+) -> JudgedModel:
+    """One model of that setting, `trained` as it says. Raises as `judge_runs`."""
     dtype: DType = "bfloat16" if device.type == "cuda" else "float32"
     source = from_checkpoint(checkpoint, device)
+    if 2 * tokens > source.predictions:
+        raise InvalidSource(
+            f"--tokens {tokens}: so many judge and as many before them choose the temperature, but the held-out text "
+            f"of {checkpoint} has {source.predictions} to predict; at most --tokens {source.predictions // 2}"
+        )
     tensors = capture(source, 2 * tokens, dtype, checkpoint).tensors
     hidden, target = tensors.input, tensors.target
     head = Head(tensors.linear_weight, softcap=source.softcap)
@@ -68,17 +129,9 @@ def judge(checkpoint: Path, trained: str, tokens: int, classwise: bool, device: 
     scaled_head = replace(head, temperature=fit.temperature)
     plain, plain_bins = calibration_metrics(hidden[tokens:], target[tokens:], head, classwise=classwise)
     scaled, scaled_bins = calibration_metrics(hidden[tokens:], target[tokens:], scaled_head, classwise=classwise)
-    setting = Setting(
-        label_smoothing=float(source.origin["label_smoothing"]),
-        softcap=source.softcap,
-        hidden_size=hidden.shape[1],
-        vocab_size=head.vocab_size,
-        seed=int(source.origin["seed"]),
-    )
-    capped = "" if source.softcap is None else f", softcap {source.softcap:g}"
     return JudgedModel(
         trained=trained,
-        label=f"β {setting.label_smoothing:g}, D {setting.hidden_size}{capped}",
+        label=setting.label,
         plain=CalibrationRow(setting, plain),
         scaled=CalibrationRow(setting, scaled, temperature=fit.temperature, temperature_scaled=True),
         plain_bins=plain_bins,

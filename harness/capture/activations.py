@@ -37,11 +37,10 @@ def capture(source: Source, tokens: int, dtype: DType, path: Path) -> Activation
 
     Raises InvalidSource if the text is too short.
     """
-    available = (len(source.tokens) - 1) // source.context * source.context
-    if tokens > available:
+    if tokens > source.predictions:
         raise InvalidSource(
-            f"the text has {len(source.tokens)} tokens, {available} to predict in windows of {source.context}; "
-            f"{tokens} were asked for"
+            f"the text has {len(source.tokens)} tokens, {source.predictions} to predict in windows of "
+            f"{source.context}; {tokens} were asked for"
         )
     device, kind = source.linear_weight.device, getattr(torch, dtype)
     count = -(-tokens // source.context)

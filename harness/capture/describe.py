@@ -15,6 +15,7 @@ from harness.capture.orders import ORDERS
 from harness.capture.source import InvalidSource, Source, from_checkpoint, from_huggingface
 from harness.capture.sparsity import Sparsity, sparsity
 from harness.case import DType
+from harness.running.run_kind import kind_of
 
 
 def capture_to(
@@ -30,6 +31,10 @@ def capture_to(
 
 
 def _source(model: str, text: list[Path], context: int, device: torch.device) -> Source:
+    if kind_of(Path(model)) == "training":
+        trained = sorted(path.parent.name for path in Path(model).glob("curves/*/checkpoints"))
+        names = f"one of {', '.join(trained)}" if trained else "none has a checkpoint yet"
+        raise InvalidSource(f"{model} holds a whole training run: give a curve of it, {model}/curves/NAME; {names}")
     if not _is_ours(Path(model)):
         return from_huggingface(model, text, context, device)
     if text:

@@ -32,6 +32,11 @@ class Source:
     tokens: NDArray[np.integer[Any]]  # the text, one long row
     origin: dict[str, str]  # where all this comes from, for the file
 
+    @property
+    def predictions(self) -> int:
+        """How many tokens of the text can be predicted, in whole windows of `context`."""
+        return (len(self.tokens) - 1) // self.context * self.context
+
 
 def from_checkpoint(path: Path, device: torch.device) -> Source:
     """A checkpoint of `harness train`, with the held-out text of the corpus it was trained on.
@@ -84,7 +89,10 @@ def from_huggingface(name: str, text: list[Path], context: int, device: torch.de
         ) from error
     words = "\n".join(_read(file) for file in text)
     if not words.strip():
-        raise InvalidSource(f"no text to run {name} on: {', '.join(map(str, text)) or 'no file given'}")
+        given = f"nothing in {', '.join(map(str, text))}" if text else "give it with --text FILE"
+        hub = "is no directory here, so it is taken for a name on the Hugging Face hub"
+        given += "" if Path(name).is_dir() else f" ({name} {hub})"
+        raise InvalidSource(f"no text to run {name} on: {given}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")

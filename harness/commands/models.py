@@ -93,6 +93,9 @@ def inspect(
 @app.command()
 def calibrate(
     runs: Annotated[list[Path], typer.Argument(help="run directories of `train`; reports, to take over")],
+    loss: Annotated[
+        list[str] | None, typer.Option(help="judge only curves of this loss (repeatable); default all")
+    ] = None,
     out: Annotated[Path, typer.Option(help="directory of the report")] = Path("runs/calibration"),
     tokens: Annotated[
         int, typer.Option(min=1, help="held-out tokens that judge; as many choose the temperature")
@@ -105,4 +108,4 @@ def calibrate(
     """Judges how well trained models are calibrated, as trained and after temperature scaling."""
     from harness.calibration import command  # noqa: PLC0415
 
-    command.calibrate(runs, out, tokens, classwise, device.value)
+    command.calibrate(runs, loss or [], out, tokens, classwise, device.value)

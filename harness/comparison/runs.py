@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.analysis.frame import read_records
 from harness.comparison.across import compare_runs
-from harness.comparison.comparison import Comparison, Pair
+from harness.comparison.comparison import BASE, HEAD, Comparison, NothingToCompare, Pair
 from harness.comparison.policy_file import load_policy
 from harness.comparison.within import compare_within, pairs_of_trees
 
@@ -24,5 +24,11 @@ def compare_paths(
     records, rules = read_records(base), load_policy(policy)
     if head is not None:
         return compare_runs(records, read_records(head), rules, across, pairs)
+    pairs = pairs or pairs_of_trees(records)
+    if not pairs:
+        raise NothingToCompare(
+            f"nothing to compare {base} with: give a second run, or two of its rows (--rows BASE=HEAD); without either "
+            f"it would need rows NAME{BASE} and NAME{HEAD}, as `harness gate --pair` makes them"
+        )
     again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
-    return compare_within(records, pairs or pairs_of_trees(records), rules, again)
+    return compare_within(records, pairs, rules, again)

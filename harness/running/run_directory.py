@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.atomic import new_file
 from harness.case import Case, Device
 from harness.record import Record
+from harness.running.run_kind import PLAN_FILE, taken_for
 from harness.suite import Suite, Where
 
 
@@ -55,7 +56,7 @@ class RunDirectory:
         self.path = path
         self.records_path = path / "records.jsonl"
         self.logs = path / "logs"
-        self._plan_path = path / "plan.json"
+        self._plan_path = path / PLAN_FILE
 
     @property
     def resume_command(self) -> str:
@@ -76,7 +77,8 @@ class RunDirectory:
             raise UnusableRun(f"{self.path} holds no run: {self._plan_path.name} is missing") from error
         except ValidationError as error:
             raise UnusableRun(
-                f"{self._plan_path} is damaged or of another version: {error.error_count()} mistakes, the first: "
+                taken_for(self.path, "suite")
+                or f"{self._plan_path} is damaged or of another version: {error.error_count()} mistakes, the first: "
                 f"{error.errors()[0]['msg']}"
             ) from error
 

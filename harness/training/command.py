@@ -69,7 +69,11 @@ def train(
     from harness.training.report import write_report  # noqa: PLC0415  (matplotlib is for reading only)
 
     typer.echo(write_report(run), nl=False)
-    console.print(f"curves, checkpoints and report in {run.path}", soft_wrap=True)
+    console.print(
+        f"curves, checkpoints and report in {run.path}; the model of a finished curve, for `harness capture`: "
+        f"{run.path / 'curves' / 'LOSS-bBETA'}",
+        soft_wrap=True,
+    )
     if failed:
         names = ", ".join(curve.id for curve in failed)
         fail(f"failed: {names}; try them again with: {run.resume_command}", FAILED_CELL)

@@ -10,6 +10,7 @@ from harness.atomic import new_file
 from harness.case import Device
 from harness.record import Provenance
 from harness.running.run_directory import UnusableRun, claim
+from harness.running.run_kind import PLAN_FILE, taken_for
 from harness.training.config import Curve, TrainingConfig
 from harness.training.curve_log import CurveLog
 
@@ -33,7 +34,7 @@ class TrainingRun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._plan_path = path / "plan.json"
+        self._plan_path = path / PLAN_FILE
 
     @property
     def resume_command(self) -> str:
@@ -59,6 +60,7 @@ class TrainingRun:
             raise UnusableRun(f"{self.path} holds no training run: {self._plan_path.name} is missing") from error
         except ValidationError as error:
             raise UnusableRun(
-                f"{self._plan_path} is no training's, damaged or of another version: {error.error_count()} mistakes, "
-                f"the first: {error.errors()[0]['msg']}"
+                taken_for(self.path, "training")
+                or f"{self._plan_path} is no training's, damaged or of another version: {error.error_count()} "
+                f"mistakes, the first: {error.errors()[0]['msg']}"
             ) from error

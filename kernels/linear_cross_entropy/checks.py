@@ -1,6 +1,7 @@
 """Argument checks: one clear error, before anything is launched."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 REDUCTIONS = ("mean", "sum", "none")
 GRADIENTS = ("auto", "corrected", "exact", "filtered")
+NUMBERS = (Real, Tensor, torch.SymFloat, torch.SymInt)  # numpy's are Real; the last two under torch.compile
 MINIMUM_CAPABILITY = (8, 0)  # bf16 products, asynchronous copies
 
 
@@ -64,22 +66,35 @@ def check_settings(
     ignore_index: int | None,
 ) -> None:
     """Values that are not tensors."""
+    _check_number("label_smoothing", label_smoothing, "a number in [0, 1]")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: {label_smoothing}; it must lie in [0, 1]")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: {reduction!r}; allowed are 'mean', 'sum' and 'none'")
+    if softcap is not None:
+        _check_number("softcap", softcap, "a positive, finite number, or None")
     if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
         raise ValueError(f"softcap: {softcap}; it must be positive and finite, or None")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: {gradient!r}; allowed are 'auto', 'corrected', 'exact' and 'filtered'")
     if ignore_index is not None and not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: {ignore_index!r}; it must be an integer, or None for -100")
+    if filter_eps is not None:
+        _check_number("filter_eps", filter_eps, "a number in (0, 1), or None for no filter")
     if filter_eps is not None and not 0.0 < filter_eps < 1.0:
         raise ValueError(f"filter_eps: {filter_eps}; it must lie in (0, 1), or be None for no filter")
 
 
+def _check_number(name: str, value: object, allowed: str) -> None:
+    """Before it is compared: what is no number fails there, in Python's words and without its name."""
+    if not isinstance(value, NUMBERS):
+        raise TypeError(f"{name}: {value!r}; it must be {allowed}")
+
+
 def check_tail(gradient: str, gradient_tolerance: float | None, return_stats: bool) -> None:
     """Settings of the tail-corrected gradient."""
+    if gradient_tolerance is not None:
+        _check_number("gradient_tolerance", gradient_tolerance, "a number in (0, 1), or None for torch's own")
     if gradient_tolerance is not None and not 0.0 < gradient_tolerance < 1.0:
         raise ValueError(f"gradient_tolerance: {gradient_tolerance}; it must lie in (0, 1), or be None for torch's own")
     if gradient_tolerance is not None and gradient not in ("auto", "corrected"):

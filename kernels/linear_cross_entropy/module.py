@@ -41,7 +41,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self, *, order: str = "auto", order_interval: int = INTERVAL, token_groups: int = 1, **settings: Any
     ) -> None:
         super().__init__()
-        known = set(linear_cross_entropy.__kwdefaults__ or {}) - {"linear_bias", "vocabulary_order", "token_centres"}
+        known = self.setting_names()
         unknown = sorted(set(settings) - known)
         if unknown:
             raise TypeError(f"{unknown[0]}: no such setting; allowed are {', '.join(sorted(known))}")
@@ -60,6 +60,13 @@ class LinearCrossEntropyLoss(nn.Module):
         self.settings = settings
         self._kept = KeptOrder(order, order_interval, token_groups)
         self._orders = gradient in ("auto", "corrected") and not settings.get("fused", False)
+
+    @staticmethod
+    def setting_names() -> frozenset[str]:
+        """What may be given to the constructor: the function's keywords but those of a call, and its own."""
+        of_a_call = {"linear_bias", "vocabulary_order", "token_centres"}
+        own = LinearCrossEntropyLoss.__init__.__kwdefaults__ or {}
+        return frozenset({*(linear_cross_entropy.__kwdefaults__ or {}), *own} - of_a_call)
 
     @property
     def vocabulary_order(self) -> Tensor | None:

@@ -72,7 +72,7 @@ def test_a_quiet_gpu_is_fit(diagnosed) -> None:
         "SM clock 345 of 1980 MHz, 75 of 700 W, 30 °C, not throttled" in text and "A/A: baseline over itself " in text
     )
     assert "meanwhile SM clock 1700 to 1750 MHz, throttled (bits: sw power cap) in 100 % of the samples" in text
-    assert "implementations installed: baseline" in text and "not installed: cce: not there" in text
+    assert "implementations available: baseline" in text and "not available: cce: not there" in text
     assert text.endswith("Fit to measure.")
 
 

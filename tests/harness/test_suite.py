@@ -222,6 +222,7 @@ def test_each_mistake_is_said_once(write) -> None:
         ),
         # keys of another level
         (GOOD + "hidden_size: 5\n", "6: unknown key 'hidden_size', it belongs under grid (allowed: name"),
+        (GOOD + "implementation: cce\n", "6: unknown key 'implementation', did you mean 'implementations'? (allowed"),
         (GOOD + "limits: {case_budget_s: 5}\n", "6: unknown key 'limits.case_budget_s', it belongs under measurement"),
         (grid("max_excess: 5"), "4: unknown key 'grid.max_excess', it belongs at the top level"),
         (grid("std: 5"), "4: unknown key 'grid.std', it belongs under grid.inputs"),

@@ -44,3 +44,22 @@ def test_both_must_be_rows_that_run(tmp_path: Path, line: str, expected: str) ->
         loaded(tmp_path, f"{SUITE}{line}\n")
     (mistake,) = caught.value.mistakes
     assert str(mistake).removeprefix(f"{tmp_path / 'suite.yaml'}:").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "reference: baseline", "expectations: [{implementation: baseline, status: any, reason: r}]"]
+)
+def test_a_typo_is_not_recommended(tmp_path: Path, line: str) -> None:
+    """Of a row with an unknown name nobody knows whether it is the reference."""
+    with pytest.raises(InvalidFile) as caught:
+        loaded(tmp_path, f"{SUITE.replace('baseline', 'baselin')}{line}\n")
+    (mistake,) = caught.value.mistakes
+    assert "no implementation is called 'baselin', did you mean 'baseline'?" in str(mistake)
+
+
+def test_a_row_of_ones_own_is_no_typo(tmp_path: Path) -> None:
+    own = SUITE.replace("baseline", "{name: baselin, path: 'a.b:c'}")
+    with pytest.raises(InvalidFile, match="reference: 'baseline' is not among the implementations"):
+        loaded(tmp_path, own)
+    with pytest.raises(InvalidFile, match="reference: 'lower-bound' runs nothing"):
+        loaded(tmp_path, SUITE.replace("baseline", "baselin") + "reference: lower-bound\n")

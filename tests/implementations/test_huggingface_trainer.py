@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from implementations.huggingface import (  # noqa: E402
     LinearCrossEntropyTrainerMixin,
     patch_causal_lm,
 )
+from kernels import LinearCrossEntropyLoss, linear_cross_entropy  # noqa: E402
 from tests.implementations.tiny_models import (  # noqa: E402
     BATCH,
     HIDDEN,
@@ -173,6 +175,27 @@ def test_a_scale_of_one_is_none() -> None:
 def test_a_wrong_setting_is_named(settings: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         patch_causal_lm(build("llama"), **settings)
+
+
+def test_the_settings_that_are_listed_are_those_that_are_taken() -> None:
+    """All of them, each with the value that it has by itself, and all in the documentation."""
+    with pytest.raises(TypeError, match="typo: no such setting; allowed are ") as caught:
+        patch_causal_lm(build("llama"), typo=1)
+    listed = str(caught.value).partition("allowed are ")[2].split(", ")
+    known = {**LinearCrossEntropyLoss.__init__.__kwdefaults__, **linear_cross_entropy.__kwdefaults__}
+    taken = []
+    for name, value in known.items():
+        try:
+            patch_causal_lm(build("llama"), **{name: value})
+        except TypeError:
+            continue
+        taken.append(name)
+    assert {"label_smoothing", "order", "order_interval", "token_groups"} <= set(taken)
+    assert listed == sorted(taken)
+    said = re.search(r"Settings are those of .*?\. With", Path("docs/huggingface.md").read_text(), re.DOTALL)
+    assert said is not None
+    assert sorted(re.findall(r"`([a-z_]+)`", said[0])) == listed
+    assert all(re.search(rf"\b{name}\b", patch_causal_lm.__doc__) for name in listed)
 
 
 class Stub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from harness.case import Case
 from harness.suite_file import load_suite
 from implementations.registry import load
+from tests.harness.running import harness, records
 from tests.implementations.reference import loss_and_gradients, make_tensors, worst_error
 
 SUITE = Path(__file__).parents[2] / "examples" / "own_implementation.yaml"
+CONTRIBUTING = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 OWN = [row for row in load_suite(SUITE).implementations if row.path]
 
 
@@ -49,3 +52,19 @@ def test_a_wrong_option_is_named() -> None:
 def test_the_plain_function_supports_everything() -> None:
     case = Case(tokens=130, hidden_size=64, vocab_size=1000, softcap=30.0, reduction="none", linear_bias=True)
     assert load("examples.own_implementation:chunked_loss").supports(case, "cpu") is None
+
+
+def test_what_contributing_shows_runs_as_it_stands(tmp_path: Path) -> None:
+    """The two files that the page names in their first lines, in a directory of their own."""
+    for name in ("my_losses.py", "my_suite.yaml"):
+        (block,) = re.findall(rf"```\w+\n(# {re.escape(name)}\n.*?)```", CONTRIBUTING, re.DOTALL)
+        (tmp_path / name).write_text(block)
+    suite = load_suite(tmp_path / "my_suite.yaml")
+    assert suite.devices == ["cuda", "cpu"] and all(suite.cases_on(device) for device in suite.devices)
+    short = ("--where", "label_smoothing=0.1", "--only", "baseline", "--only", "mine")
+    done = harness("run", "my_suite.yaml", "--out", "run", *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [(row.implementation, row.status) for row in records(tmp_path / "run")] == [
+        ("baseline", "ok"),
+        ("mine", "ok"),
+    ]

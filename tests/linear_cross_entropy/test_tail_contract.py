@@ -144,7 +144,7 @@ BAD_MODULES = [
     (dict(vocabulary_order=None), TypeError, "vocabulary_order: no such setting"),
     (dict(token_centres=None), TypeError, "token_centres: no such setting"),
     (dict(token_groups=0), ValueError, "token_groups: 0; it must be an integer from 1 to 64"),
-    (dict(orders="tree"), TypeError, "orders: no such setting; allowed are .*gradient_tolerance"),
+    (dict(orders="tree"), TypeError, "orders: no such setting; allowed are .*order, order_interval,.*token_groups"),
     (dict(gradient="fast"), ValueError, "gradient: 'fast'"),
 ]
 

@@ -12,7 +12,7 @@ import yaml
 
 from tests.harness.training.conftest import toy_settings, write_text
 
-pytestmark = pytest.mark.takes_s(40)
+pytestmark = pytest.mark.takes_s(55)
 
 
 def harness(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -94,8 +94,52 @@ def test_a_report_takes_another_over(trained: list[Path], judged: tuple[Path, st
 def test_what_cannot_be_judged_is_said(trained: list[Path], tmp_path: Path) -> None:
     for arguments, said in (
         ([tmp_path], "holds no training run"),
-        ([trained[0], "--tokens", 10**7], "20000000 were asked for"),
+        ([trained[0], "--loss", "cce"], "no finished curve in"),
+        ([trained[0], "--loss", "baselin"], "no run was trained with it, did you mean 'baseline'? (trained with: "),
+        ([trained[0], "--tokens", 10**7], "--tokens 10000000: so many judge and as many before them choose the temp"),
     ):
         done = harness("calibrate", *arguments, "--out", tmp_path / "x", "--device", "cpu")
         assert done.returncode == 2
         assert said in " ".join(done.stderr.split())
+
+
+def test_the_most_tokens_that_are_named_can_be_judged(trained: list[Path], tmp_path: Path) -> None:
+    arguments = ("calibrate", trained[0], "--out", tmp_path / "out", "--device", "cpu", "--tokens")
+    said = " ".join(harness(*arguments, 10**7).stderr.split())
+    most = int(said.rpartition("at most --tokens ")[2])
+    done = harness(*arguments, most)
+    assert done.returncode == 0, done.stderr
+    assert f"judged on {most} held-out tokens" in done.stdout
+    assert harness(*arguments, most + 1).returncode == 2
+
+
+@pytest.fixture(scope="module")
+def two_losses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two losses that finish at one label smoothing, as that of examples/training-tiny.yaml."""
+    directory = tmp_path_factory.mktemp("two")
+    write_text(directory / "text", files=20)
+    settings = toy_settings(directory, loss=["baseline", "torchtune-chunked"])
+    (directory / "toy.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    done = harness("train", directory / "toy.yaml", "--out", directory / "run", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return directory / "run"
+
+
+def test_of_several_losses_one_is_chosen(two_losses: Path, trained: list[Path], tmp_path: Path) -> None:
+    done = harness("calibrate", trained[0], two_losses, "--out", tmp_path / "x", *OPTIONS)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert "has several losses at one label smoothing: baseline, torchtune-chunked; choose one with --loss" in said
+    assert "judging" not in said  # before anything is judged
+    done = harness("calibrate", two_losses, "--loss", "torchtune-chunked", "--out", tmp_path / "out", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "judging" in done.stderr and "torchtune-chunked-b0" in done.stderr
+    assert "baseline-b0: not chosen by --loss" in done.stdout
+    assert len((tmp_path / "out" / "judged.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_model_that_is_there_twice_is_found_before_any_is_judged(trained: list[Path], tmp_path: Path) -> None:
+    done = harness("calibrate", trained[0], trained[0], "--out", tmp_path / "x", *OPTIONS)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert "β 0, D 16, seed 0, is judged twice; leave one of them out" in said and "judging" not in said

@@ -73,6 +73,14 @@ def test_what_a_checkpoint_cannot_give(trained: Path, tmp_path: Path, arguments:
     assert said in " ".join(done.stderr.split())
 
 
+def test_of_a_whole_run_a_curve_is_to_be_chosen(trained: Path, tmp_path: Path) -> None:
+    run = trained.parents[1]
+    done = harness("capture", run, "--out", tmp_path / "x", "--device", "cpu")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"{run} holds a whole training run: give a curve of it, {run}/curves/NAME; one of baseline-b0.1" in said
+
+
 def test_a_name_that_is_no_model(tmp_path: Path) -> None:
     done = harness("capture", tmp_path, "--out", tmp_path / "x", "--text", "README.md", "--device", "cpu")
     assert done.returncode == 2

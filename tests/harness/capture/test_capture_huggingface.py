@@ -137,8 +137,12 @@ def test_a_text_that_is_too_short(tmp_path: Path, text: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path, text: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
-    with pytest.raises(InvalidSource, match=r"no text to run model on: .*empty\.txt"):
+    with pytest.raises(InvalidSource, match=r"no text to run model on: nothing in .*empty\.txt"):
         from_huggingface("model", [empty], 48, CPU)
+    with pytest.raises(InvalidSource, match=r"--text FILE \(model is no directory here, .* on the Hugging Face hub\)$"):
+        from_huggingface("model", [], 48, CPU)
+    with pytest.raises(InvalidSource, match=r"--text FILE$"):
+        from_huggingface(str(tmp_path), [], 48, CPU)
     with pytest.raises(InvalidSource, match=r"nowhere\.txt cannot be read as text"):
         from_huggingface("model", [tmp_path / "nowhere.txt"], 48, CPU)
     (tmp_path / "nothing").mkdir()

@@ -126,7 +126,8 @@ def test_a_head_that_takes_ten_times_as_long(tmp_path: Path) -> None:
         (["gate", "--pair", "base=.", "head=.", "suites/quick.yaml", "--strict"], 2, "go with --baseline"),
         (["gate", "nowhere", "--baseline", "nowhere.yaml"], 2, "nowhere"),
         (["compare", "nowhere"], 2, "nowhere does not exist"),
-        (["compare", "reports/gemma2-h200"], 2, "the run has not rows NAME@base and NAME@head"),
+        (["compare", "reports/gemma2-h200"], 2, "give a second run, or two of its rows (--rows BASE=HEAD); without"),
+        (["compare", "reports/gemma2-h200", "--rows", "a=b"], 2, "nothing to compare: the run has not a and b"),
         (["compare", "reports/gemma2-h200", "--rows", "ours"], 2, "must be BASE=HEAD"),
     ],
 )

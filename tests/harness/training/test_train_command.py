@@ -47,6 +47,7 @@ def test_a_run_trains_and_skips_and_reports(toy_file: ToyFile, tmp_path: Path) -
         assert f"{curve}: skipped: {reason}" in stderr
         assert reason in stdout
     assert (out / "curves.png").exists()
+    assert stderr.endswith(f"the model of a finished curve, for `harness capture`: {out}/curves/LOSS-bBETA")
     kept = out / "curves/baseline-b0/checkpoints/step-000006"
     assert sorted(p.name for p in kept.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     # a finished run is reported once more, and trained no more
