@@ -20,8 +20,8 @@ def test_every_format_of_a_report_is_named() -> None:
     assert set(re.findall(r"\b[a-z]+\b", line)) >= {each.value for each in Format}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/inputs.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/inputs.md", "docs/training.md"])
 def test_capture_is_given_what_a_training_writes(document: str) -> None:
-    given = re.findall(r"-m harness capture (runs\S+) --out", Path(document).read_text())
-    (path,) = (path.replace("LOSS", "ours").replace("BETA", "0.1") for path in given)
+    given = re.findall(r"-m harness capture ((?:runs/)?DIR\S+) --out", Path(document).read_text())
+    (path,) = ("runs/" + path.removeprefix("runs/").replace("LOSS", "ours").replace("BETA", "0.1") for path in given)
     assert Path(path) == TrainingRun(Path("runs/DIR")).log(Curve(SuiteImplementation(name="ours"), 0.1)).path
