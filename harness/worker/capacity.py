@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from harness.case import Case
 from harness.record import Status
 from harness.worker.call import Call
+from harness.worker.device import prepare_device
 from harness.worker.failure import classify
 from harness.worker.inputs import draw
 
@@ -29,7 +30,7 @@ def largest_fits(
     `limits_bytes`, ascending, are what the allocator may hold; the CUDA context comes on top. {"refused": reason} where
     the implementation does not offer the case.
     """
-    from harness.worker.session import build, prepare_device, refusal  # noqa: PLC0415  (which imports this module)
+    from harness.worker.session import build, refusal  # noqa: PLC0415  (which imports this module)
 
     reason = refusal(path, case, device)
     if reason is not None:

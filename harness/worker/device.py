@@ -29,6 +29,25 @@ def limit_memory(device: torch.device, fraction: float) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
+def interpret_triton_on_cpu(device: str) -> None:
+    """Without a GPU Triton kernels run in the interpreter; that is chosen before any library is imported."""
+    if device == "cpu" or not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def prepare_device(device: str, memory_fraction: float) -> torch.device:
+    """The device, with its memory limited."""
+    interpret_triton_on_cpu(device)
+    chosen = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+    limit_memory(chosen, memory_fraction)
+    if device == "cpu":
+        torch.set_num_threads(1)  # threads of waiting workers spin, and a descheduled one costs its slice in every call
+        # the first call in a process may race within oneMKL and be wrong (pytorch issue 188792)
+        for dtype in (torch.float32, torch.float64):
+            torch.tanh(torch.zeros(1, dtype=dtype))
+    return chosen
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that an allocation could still get."""
     if device.type == "cuda":

@@ -1,14 +1,9 @@
-"""What a worker does with each request. One session per process: an implementation on a case, or the case's referee.
-
-The referee holds the same tensors and no implementation: it describes them, times the GEMM, and computes the error of
-eager arithmetic that every implementation of the case is judged by.
-"""
+"""What a worker does with each request. One session per process: an implementation on a case, or the case's referee."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,28 +14,27 @@ import torch
 from pydantic import JsonValue
 
 from harness.case import Case
-from harness.cost import gradient_floor_bytes
-from harness.worker import environment, probes, timing
+from harness.worker import environment, timing
 from harness.worker.attribution import peak_blocks
 from harness.worker.call import Call
 from harness.worker.capacity import largest_fits
-from harness.worker.device import device_allocations, free_bytes, limit_memory, release_cached_memory, synchronize
+from harness.worker.device import (
+    device_allocations,
+    interpret_triton_on_cpu,
+    prepare_device,
+    release_cached_memory,
+    synchronize,
+)
 from harness.worker.failure import Unavailable
 from harness.worker.gpu_now import gpu_now
 from harness.worker.growth import device_growth
 from harness.worker.inputs import checksum, digests, draw, draw_another_batch
 from harness.worker.judging import judge
 from harness.worker.memory import measure_memory
-from harness.worker.oracle import oracle
-from harness.worker.sketch import sketches_bytes
-from harness.worker.statistics import input_statistics
-from harness.worker.yardstick import ORACLE_SHARE, Yardstick, yardstick
+from harness.worker.referee import RefereeSession
+from harness.worker.yardstick import Yardstick
 from implementations.contract import Implementation, Prepares
 from implementations.registry import REGISTRY, load
-
-_PRODUCTS_A_SAMPLE = {"cuda": 4, "cpu": 1}  # no-grad forward 1, forward 1, backward 2; a CPU's clock is not of interest
-_COPIES_A_SAMPLE = 4
-_PROBE_SHARE = 8  # the GEMM's output takes at most this fraction of the device's memory, 1/8
 
 Answer = dict[str, JsonValue]
 
@@ -82,25 +76,6 @@ class Sessions:
     def _open_referee(self, **request: Any) -> Answer:
         self._session = RefereeSession(**request)
         return self._session.opened()
-
-
-def interpret_triton_on_cpu(device: str) -> None:
-    """Without a GPU Triton kernels run in the interpreter; that is chosen before any library is imported."""
-    if device == "cpu" or not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"
-
-
-def prepare_device(device: str, memory_fraction: float) -> torch.device:
-    """The device, with its memory limited."""
-    interpret_triton_on_cpu(device)
-    chosen = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
-    limit_memory(chosen, memory_fraction)
-    if device == "cpu":
-        torch.set_num_threads(1)  # threads of waiting workers spin, and a descheduled one costs its slice in every call
-        # the first call in a process may race within oneMKL and be wrong (pytorch issue 188792)
-        for dtype in (torch.float32, torch.float64):
-            torch.tanh(torch.zeros(1, dtype=dtype))
-    return chosen
 
 
 def build(implementation: Implementation, options: dict[str, JsonValue]) -> Any:
@@ -285,69 +260,3 @@ class ImplementationSession:
     def _yield_device(self) -> None:
         self.call.clear_gradients()
         synchronize(self.device)
-
-
-class RefereeSession:
-    """The case's tensors without an implementation."""
-
-    def __init__(self, case: dict[str, Any], device: str, memory_fraction: float) -> None:
-        self.device = prepare_device(device, memory_fraction)
-        self.case = Case.model_validate(case)
-        self.tensors = draw(self.case, self.device)
-        self.checksum = checksum(self.tensors)
-        self.watch = timing.stopwatch(self.device)
-        self.nvml = environment.nvml_handle() if self.device.type == "cuda" else None
-
-    def opened(self) -> Answer:
-        synchronize(self.device)
-        return {"input_checksum": self.checksum, "copy_bytes": probes.bytes_of_a_copy(self.device)}
-
-    def statistics(self) -> Answer:
-        return input_statistics(self.case, self.tensors)
-
-    def turn(self, samples: int, lead_in_ms: float = 0.0) -> Answer:
-        """Times a copy within the device and the GEMM; their buffers live only as long as the turn.
-
-        A GPU at its power limit takes a few ten milliseconds to lower its clock. Rows work for longer than that before
-        they are timed, so the yardstick does too: as many products a sample as a row has at least, one sample untimed.
-        The copies come first, for they draw less power.
-        """
-        copies = self._samples(probes.copy_probe(self.device), _COPIES_A_SAMPLE, samples)
-        largest = max(1 << 20, free_bytes(self.device) // _PROBE_SHARE)
-        product = timing.gemm_probe(self.tensors.input, self.tensors.linear_weight, largest)
-        lead_in = timing.lead_in(self.tensors.input, self.tensors.linear_weight, lead_in_ms)
-        products = self._samples(product, _PRODUCTS_A_SAMPLE[self.device.type], samples, watched=True, lead_in=lead_in)
-        return {"copy_ms": copies.pop("ms"), "gemm_ms": products.pop("ms"), **products}
-
-    def _samples(
-        self,
-        work: Callable[[], None],
-        repeats: int,
-        samples: int,
-        watched: bool = False,
-        lead_in: Callable[[], None] = timing.nothing,
-    ) -> dict[str, JsonValue]:
-        """Milliseconds of one `work` in each sample of `repeats`, after an untimed one, and what NVML says then."""
-        taken: dict[str, list[Any]] = {}
-        for sample in range(samples + 1):
-            lead_in()
-            self.watch.start()
-            for _ in range(repeats):
-                work()
-            self.watch.mark()
-            (elapsed_ms,) = self.watch.elapsed_ms()
-            if sample > 0:
-                measured = {"ms": elapsed_ms / repeats, **(environment.gpu_state(self.nvml) if watched else {})}
-                for key, value in measured.items():
-                    taken.setdefault(key, []).append(value)
-        return dict(taken)
-
-    def eager_errors(self) -> Answer:
-        # a worker holds its gradients beside the oracle, and has to cover the same rows; its sketches are gone by then,
-        # but a library may have kept as much
-        held = gradient_floor_bytes(self.case) + sketches_bytes(self.case)
-        budget = int(ORACLE_SHARE * (free_bytes(self.device) - held))
-        truth = oracle(self.case, self.tensors, budget)
-        measured_by = yardstick(self.case, self.tensors, truth, int(ORACLE_SHARE * free_bytes(self.device)))
-        answer: Answer = measured_by.model_dump()
-        return answer

@@ -6,7 +6,7 @@ import torch
 
 from harness.case import Case
 from harness.worker.probes import bytes_of_a_copy, copy_probe
-from harness.worker.session import RefereeSession
+from harness.worker.referee import RefereeSession
 
 CASE = Case(tokens=4, hidden_size=8, vocab_size=32, dtype="float32", inputs="gaussian")
 
