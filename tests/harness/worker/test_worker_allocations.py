@@ -16,7 +16,7 @@ CASE = Case(tokens=4, hidden_size=8, vocab_size=32, dtype="float32", inputs="gau
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("harness.worker.session.limit_memory", lambda device, fraction: None)
+    monkeypatch.setattr("harness.worker.device.limit_memory", lambda device, fraction: None)
     worker = Sessions()
     common = {"case": CASE.model_dump(mode="json"), "device": "cpu", "memory_fraction": 0.9}
     worker.handle({"do": "open", "path": "implementations.baseline:eager_loss", "options": {}, **common})

@@ -44,7 +44,7 @@ def judged(name: str, worker: Sessions | None = None, **changes) -> Agreement:
 @pytest.fixture(autouse=True)
 def no_limit_on_memory(monkeypatch):
     """A worker limits its own process, which here is the one that runs the tests."""
-    monkeypatch.setattr("harness.worker.session.limit_memory", lambda device, fraction: None)
+    monkeypatch.setattr("harness.worker.device.limit_memory", lambda device, fraction: None)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ keeps = Implementation(build=Keeps)
 @pytest.fixture(autouse=True)
 def no_limit_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker limits its own process, which here is the one that runs the tests."""
-    monkeypatch.setattr("harness.worker.session.limit_memory", lambda device, fraction: None)
+    monkeypatch.setattr("harness.worker.device.limit_memory", lambda device, fraction: None)
 
 
 def opened(path: str) -> Any:
