@@ -13,7 +13,8 @@ from harness.case import Case
 from harness.cost import gradient_floor_bytes
 from harness.record import Agreement, Status
 from harness.selftest import planted
-from harness.worker import judging, session
+from harness.worker import judging
+from harness.worker import referee as referees
 from harness.worker.call import Call
 from harness.worker.failure import classify
 from harness.worker.identities import an_order, constant_column, permuted_vocabulary, shift_for
@@ -215,8 +216,8 @@ def test_the_referee_leaves_room_for_what_a_worker_holds(monkeypatch):
         budgets.append(budget)
         return oracle(case, tensors, budget)
 
-    monkeypatch.setattr(session, "free_bytes", lambda device: 1 << 30)
-    monkeypatch.setattr(session, "oracle", watched)
+    monkeypatch.setattr(referees, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(referees, "oracle", watched)
     referee = Sessions()
     referee.handle(
         {"do": "open_referee", "case": case.model_dump(mode="json"), "device": "cpu", "memory_fraction": 0.9}
