@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.interval import by_round, ratio_width, relative_width
 from harness.running.player import Player
@@ -72,7 +71,8 @@ class Rounds:
                 continue
             self.notice(player.name, f"round {number + 1}")
             player.lead_in_ms = self.measurement.lead_in_ms
-            turn = player.ask("turn", self.timeout_s, **self._turn())
+            samples = self.measurement.samples_per_turn
+            turn = player.ask("turn", self.timeout_s, samples=samples, lead_in_ms=player.lead_in_ms)
             if turn is None:
                 taken = len(player.samples.get("round", []))
                 player.reason = f"{player.reason} (in round {number + 1}, after {taken} samples)"
@@ -82,10 +82,6 @@ class Rounds:
                 for key, value in (("round", number), ("position", position)):
                     player.samples.setdefault(key, []).extend([value] * self.measurement.samples_per_turn)
             position += 1
-
-    def _turn(self) -> dict[str, Any]:
-        lead_in_ms = self.measurement.lead_in_ms
-        return {"samples": self.measurement.samples_per_turn} | ({"lead_in_ms": lead_in_ms} if lead_in_ms else {})
 
     def _is_wide(self, player: Player, players: Sequence[Player], referee: Player, reference: Player | None) -> bool:
         """Whether more rounds are wanted for the player's sake."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.atomic import new_file
 from harness.case import Case, Device
 from harness.record import Record
-from harness.running.run_kind import PLAN_FILE, taken_for
+from harness.running.run_kind import PLAN_FILE, Kind, taken_for
 from harness.suite import Suite, Where
+
+P = TypeVar("P", bound=BaseModel)
 
 
 class UnusableRun(Exception):
@@ -31,6 +34,22 @@ def claim(path: Path, *held: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnusableRun(f"run directory {path} cannot be created: {error.strerror}") from error
+
+
+def read_plan(model: type[P], run: Path, kind: Kind) -> P:
+    """What a run was asked for. Raises UnusableRun if `run` holds no run of this kind."""
+    file = run / PLAN_FILE
+    called = "run" if kind == "suite" else f"{kind} run"
+    try:
+        return model.model_validate_json(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnusableRun(f"{run} holds no {called}: {PLAN_FILE} is missing") from error
+    except ValidationError as error:
+        raise UnusableRun(
+            taken_for(run, kind)
+            or f"{file} is no {kind}'s, damaged or of another version: {error.error_count()} mistakes, the "
+            f"first: {error.errors()[0]['msg']}"
+        ) from error
 
 
 class Plan(BaseModel):
@@ -71,16 +90,7 @@ class RunDirectory:
 
     def plan(self) -> Plan:
         """What the run was asked for. Raises UnusableRun if this is no run."""
-        try:
-            return Plan.model_validate_json(self._plan_path.read_text())
-        except FileNotFoundError as error:
-            raise UnusableRun(f"{self.path} holds no run: {self._plan_path.name} is missing") from error
-        except ValidationError as error:
-            raise UnusableRun(
-                taken_for(self.path, "suite")
-                or f"{self._plan_path} is damaged or of another version: {error.error_count()} mistakes, the first: "
-                f"{error.errors()[0]['msg']}"
-            ) from error
+        return read_plan(Plan, self.path, "suite")
 
     def append(self, records: Iterable[Record]) -> None:
         """Adds the records of one case and waits until they are on the disk."""

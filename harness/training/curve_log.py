@@ -40,9 +40,7 @@ class Evaluation(_Line):
 
     step: Annotated[int, Field(ge=1)]
     held_out_loss: float  # nats per token, eager torch without label smoothing, whatever the curve is trained with
-    figures: dict[
-        str, float
-    ] = {}  # what the loss says of how it computed the step's batch, once more; from a few alone
+    figures: dict[str, float] = {}  # what a loss says of how it computed the step's batch; most say nothing
 
 
 class Outcome(_Line):

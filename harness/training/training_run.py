@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from harness.atomic import new_file
 from harness.case import Device
 from harness.record import Provenance
-from harness.running.run_directory import UnusableRun, claim
-from harness.running.run_kind import PLAN_FILE, taken_for
+from harness.running.run_directory import claim, read_plan
+from harness.running.run_kind import PLAN_FILE
 from harness.training.config import Curve, TrainingConfig
 from harness.training.curve_log import CurveLog
 
@@ -54,13 +54,4 @@ class TrainingRun:
 
     def plan(self) -> TrainingPlan:
         """What the run was asked for. Raises UnusableRun if this is no training run."""
-        try:
-            return TrainingPlan.model_validate_json(self._plan_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UnusableRun(f"{self.path} holds no training run: {self._plan_path.name} is missing") from error
-        except ValidationError as error:
-            raise UnusableRun(
-                taken_for(self.path, "training")
-                or f"{self._plan_path} is no training's, damaged or of another version: {error.error_count()} "
-                f"mistakes, the first: {error.errors()[0]['msg']}"
-            ) from error
+        return read_plan(TrainingPlan, self.path, "training")

@@ -56,7 +56,7 @@ class RefereeSession:
         copies = self._samples(probes.copy_probe(self.device), _COPIES_A_SAMPLE, samples)
         largest = max(1 << 20, free_bytes(self.device) // _PROBE_SHARE)
         product = timing.gemm_probe(self.tensors.input, self.tensors.linear_weight, largest)
-        lead_in = timing.lead_in(self.tensors.input, self.tensors.linear_weight, lead_in_ms)
+        lead_in = timing.lead_in(self.tensors.input, self.tensors.linear_weight, lead_in_ms, self.watch)
         products = self._samples(product, _PRODUCTS_A_SAMPLE[self.device.type], samples, watched=True, lead_in=lead_in)
         return {"copy_ms": copies.pop("ms"), "gemm_ms": products.pop("ms"), **products}
 

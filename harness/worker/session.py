@@ -203,7 +203,7 @@ class ImplementationSession:
 
         If the first still asks the device for memory it becomes a second untimed call, and another takes its place.
         """
-        lead_in = timing.lead_in(self.call.tensors.input, self.call.tensors.linear_weight, lead_in_ms)
+        lead_in = timing.lead_in(self.call.tensors.input, self.call.tensors.linear_weight, lead_in_ms, self.watch)
         timing.warm_up(self.call)
         taken: dict[str, list[Any]] = {}
         for position in range(samples):

@@ -150,16 +150,15 @@ def gemm_probe(input: Tensor, linear_weight: Tensor, largest_output_bytes: int) 
     return product
 
 
-def lead_in(input: Tensor, linear_weight: Tensor, milliseconds: float) -> Callable[[], None]:
+def lead_in(input: Tensor, linear_weight: Tensor, milliseconds: float, watch: Stopwatch) -> Callable[[], None]:
     """Dense work for at least `milliseconds`, queued and not waited for: the case's GEMM (`gemm_probe`), over and over.
 
     What comes next then starts at the clock of a GPU that has been busy with products, as in a training step, and not
-    at one that its own lighter calls have left. Nothing on a CPU, and for 0 ms.
+    at one that its own lighter calls have left. `watch` times one product. Nothing on a CPU, and for 0 ms.
     """
     if not milliseconds or not input.is_cuda:
         return nothing
     product = gemm_probe(input.detach(), linear_weight.detach(), _LEAD_IN_BYTES)
-    watch = stopwatch(input.device)
     product()  # cuBLAS sets up
     watch.start()
     product()

@@ -147,7 +147,7 @@ def test_the_gemm_probe_computes_the_product_whatever_its_chunks(tensors: Tensor
 
 
 def test_the_lead_in_lasts_and_is_not_waited_for(tensors: Tensors, device: torch.device) -> None:
-    work = lead_in(tensors.input, tensors.linear_weight, 20.0)  # of a product of some 60 us
+    work = lead_in(tensors.input, tensors.linear_weight, 20.0, stopwatch(device))  # of a product of some 60 us
     torch.cuda.synchronize(device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()

@@ -89,7 +89,7 @@ class FakeWorker:
         names = ("fwd_no_grad_peak", "fwd_peak", "bwd_peak", "fwd_bwd_peak", "retained")
         return {f"{name}_bytes": 1 << 20 for name in names}
 
-    def _turn(self, samples: int) -> dict[str, Any]:
+    def _turn(self, samples: int, lead_in_ms: float) -> dict[str, Any]:
         self.turns += 1
         state = {key: [value] * samples for key, value in GPU.items()}
         taken = [60.0 + next(FakeWorker._times) * 1e-6 for _ in range(samples)]  # no two alike: who took which is seen

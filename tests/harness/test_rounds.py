@@ -38,7 +38,7 @@ class FakeWorker:
         self.turns = 0
         self.killed = False
 
-    def send(self, what: str, samples: int, lead_in_ms: float = 0.0) -> None:
+    def send(self, what: str, samples: int, lead_in_ms: float) -> None:
         assert what == "turn"
         self.samples, self.lead_in_ms = samples, lead_in_ms
 

@@ -234,8 +234,8 @@ def test_the_budget_of_the_rounds_is_not_spent_by_what_comes_before(monkeypatch:
         time.sleep(0.3)
         return settle(self)
 
-    def noisy(self: FakeWorker, samples: int) -> Any:
-        taken = turn(self, samples)
+    def noisy(self: FakeWorker, samples: int, lead_in_ms: float) -> Any:
+        taken = turn(self, samples, lead_in_ms)
         if self.name == "noisy":
             taken |= {key: [v * (1 + 0.1 * (self.turns % 3)) for v in taken[key]] for key in taken if "wd" in key}
         return taken

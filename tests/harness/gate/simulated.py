@@ -113,7 +113,7 @@ class SimulatedWorker(FakeWorker):
         gpu = {"name": "simulated", "memory_bytes": 139 << 30}
         return {"cuda_available": True, "cpu_cores": 8, "gpu": gpu, "packages": {"torch": "2.11.0"}}
 
-    def _turn(self, samples: int) -> dict[str, Any]:
+    def _turn(self, samples: int, lead_in_ms: float) -> dict[str, Any]:
         state = {key: [value] * samples for key, value in GPU.items()}
         taken = self.gpu.samples_ms(self.time_ms, samples)
         if self.row == "referee":

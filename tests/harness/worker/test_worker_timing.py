@@ -11,7 +11,7 @@ import torch
 from harness.case import Case
 from harness.worker.call import Call
 from harness.worker.inputs import draw
-from harness.worker.timing import lead_in, nothing, sample, settle
+from harness.worker.timing import lead_in, nothing, sample, settle, stopwatch
 from implementations.baseline import eager_loss
 
 CASE = Case(tokens=4, hidden_size=8, vocab_size=32, dtype="float32", inputs="gaussian")
@@ -66,5 +66,5 @@ def test_the_lead_in_comes_right_before_each_of_the_two_timed_calls() -> None:
 
 def test_there_is_none_on_a_cpu_nor_unless_asked_for() -> None:
     tensors = draw(CASE, torch.device("cpu"))
-    assert lead_in(tensors.input, tensors.linear_weight, 50.0) is nothing
-    assert lead_in(tensors.input, tensors.linear_weight, 0.0) is nothing
+    assert lead_in(tensors.input, tensors.linear_weight, 50.0, stopwatch(torch.device("cpu"))) is nothing
+    assert lead_in(tensors.input, tensors.linear_weight, 0.0, stopwatch(torch.device("cpu"))) is nothing
