@@ -2,12 +2,12 @@
 
 Copies this tree, plants one change in the copy's `ours`, and runs `gate --pair base=. head=COPY`:
 
-    slowdown   a busy-wait of 3 % of forward + backward, in the forward      exit 1
+    slowdown   busy 3 % longer: products in the forward, a wait would be idle     exit 1
     memory     1 MiB more that lives from the forward to the backward        exit 1
     gradients  2 % too large                                                 exit 3
     none       the same code, ten gates in a row                             exit 0 each
 
-Under 8 minutes on an H200. On a CPU only `gradients` and `none` mean anything: memory and times are of a GPU. Tables
+About 10 minutes on an H200. On a CPU only `gradients` and `none` mean anything: memory and times are of a GPU. Tables
 and records go to OUT, with summary.md; the exit code is 1 if any gate ended otherwise.
 """
 
@@ -39,44 +39,15 @@ PLANTS = {
     return value
 """,
     "slowdown": """\
-    import torch
+    from harness.selftest.planted import Busy
 
-    if not value.is_cuda:
+    if not value.is_cuda or not value.requires_grad:
         return value
-    if not hasattr(self, "_cycles"):
-        self._cycles = 0  # while this very function is timed
-        work = lambda: _both(self, given)
-        self._cycles = int(0.03 * _milliseconds(work) / _milliseconds(_spin, after=work) * 1_000_000)
-    torch.cuda._sleep(self._cycles)
-    torch.cuda.synchronize()  # or the host would use the wait to get ahead, and win back some of it
+    if not hasattr(self, "_busy"):
+        module = next(iter(self._modules.values()))
+        self._busy = Busy(0.03, module, given)
+    self._busy()
     return value
-
-
-def _both(self, given):
-    input, linear_weight, target = (tensor.detach() for tensor in given)
-    module = next(iter(self._modules.values()))
-    module(input.requires_grad_(), linear_weight.requires_grad_(), target).backward()
-
-
-def _spin():
-    import torch
-
-    torch.cuda._sleep(1_000_000)
-
-
-def _milliseconds(work, after=lambda: None):
-    import torch
-
-    taken = []
-    for _ in range(12):
-        after()  # at the clock that it leaves
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        taken.append(begin.elapsed_time(end))
-    return sorted(taken[4:])[4]
 """,
 }
 EXPECTED = {"slowdown": 1, "memory": 1, "gradients": 3, "none": 0}

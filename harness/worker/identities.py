@@ -4,8 +4,8 @@ mass: sum_v dC_v = sum_n (sum_v dz_nv) E_n = 0, for softmax and smoothed targets
     tiles, or a tile that is forgotten, leaves a rest. Not with a softcap, whose slope weighs the terms differently.
 linearity: gradients are linear in the upstream gradient.
 permutation: the order of the vocabulary means nothing: gradients of a permuted one are permuted.
-shift: adding a constant to all logits of a token changes nothing. A column of linear_weight that is one power of two
-    throughout adds that times the token's element of input, exactly in every dtype; against the same column all zero.
+shift: adding a constant to all logits of a token changes nothing. A column of linear_weight that is plus or minus one
+    power of two throughout adds that times the token's element of input, exactly in every dtype; against the same column all zero.
     A softcap breaks it.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.worker.inputs import IGNORE_INDEX, Tensors
 from harness.worker.products import slices
 
-_LARGEST_SHIFT = 128.0  # of any token's logits: exp overflows fp32 at 88, so that a forgotten maximum is seen
+_SHIFT = 96.0  # of the token that is moved most, at least, and less than twice that: exp overflows fp32 at 88.7
 _LARGEST_VALUE = 2.0**12  # of the constant column
 _BLOCK_BYTES = 1 << 27
 
@@ -49,12 +49,18 @@ def mass(grad_weight: Tensor) -> tuple[float, float, float] | None:
 
 
 def shift_for(input: Tensor) -> Shift | None:
-    """The shift for a case with this input (N, D): along its largest column; None if it is all zero."""
+    """The shift for a case with this input (N, D): along its largest column; None if it is all zero.
+
+    The token that it moves most is moved up, where a maximum that was not subtracted overflows; down it would only make
+    exp small.
+    """
     column = int(torch.linalg.vector_norm(input.detach(), dim=0, dtype=torch.float32).argmax())
-    largest = float(input.detach()[:, column].abs().max())
+    elements = input.detach()[:, column]
+    largest = float(elements[elements.abs().argmax()])
     if not largest:
         return None
-    return Shift(column, min(_LARGEST_VALUE, 2.0 ** math.floor(math.log2(_LARGEST_SHIFT / largest))))
+    value = min(_LARGEST_VALUE, 2.0 ** math.ceil(math.log2(_SHIFT / abs(largest))))
+    return Shift(column, math.copysign(value, largest))
 
 
 @contextmanager

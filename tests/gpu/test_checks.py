@@ -122,9 +122,10 @@ def test_fresh_memory_holds_nan(sizes: list[int], dtype: torch.dtype, device: to
     del held
 
 
-def test_poison_takes_nothing_that_a_call_needs(device: torch.device) -> None:
+def test_poison_takes_nothing_that_a_call_needs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0]
+    free, total = torch.cuda.mem_get_info()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, total))  # others may come and go meanwhile
     room = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # beside live tensors
     needed = int(0.7 * free)
     with poisoned_memory(device, needed) as poisoned:
@@ -191,6 +192,7 @@ def test_memory_outside_the_allocator_is_seen(tensors: Tensors, device: torch.de
 
 def test_capacity_is_where_memory_ends(device: torch.device) -> None:
     torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < GIB  # what other tests hold counts against the limits
     case = {"tokens": 1, "hidden_size": 512, "vocab_size": 32768, "inputs": {"kind": "gaussian"}}
     common = {"options": {}, "case": case}
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from harness.record import Memory, Times
 from harness.selftest import command, planted
@@ -64,6 +65,55 @@ def test_what_gets_another_status_or_another_reason_slips_through(make_record) -
     assert finding(stale, [right]).outcome is Outcome.MISSED
     wolf = make_record("right", "disagrees")
     assert finding(BY_NAME["right", Group.JUDGED], [wolf]).outcome is Outcome.MISSED
+
+
+def test_busy_multiplies_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 % of 50 ms are 20 products of 0.05 ms; the tensors stay as they are, and nothing needs a gradient."""
+    tensors = (torch.randn(6, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True), torch.arange(6))
+    before = [tensor.detach().clone() for tensor in tensors]
+    taken = iter([50.0, 0.05])
+    called = []
+
+    def torch_loss(input, linear_weight, target):
+        return torch.nn.functional.cross_entropy(input @ linear_weight.T, target)
+
+    def steady_ms(work, device) -> float:
+        work()  # what is timed can be called
+        called.append(device.type)
+        return next(taken)
+
+    monkeypatch.setattr(planted, "_steady_ms", steady_ms)
+    with torch.no_grad():
+        busy = planted.Busy(0.02, torch_loss, tensors)
+    assert (busy.products, called) == (20, ["cpu", "cpu"])
+    done = []
+    monkeypatch.setattr(busy, "_product", lambda: done.append(1))
+    busy()
+    assert len(done) == 20 and not busy.output.requires_grad
+    assert all(torch.equal(tensor, old) and tensor.grad is None for tensor, old in zip(tensors, before, strict=True))
+
+
+def test_steady_time_is_of_one_call_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch:
+        calls = 0
+
+        def start(self) -> None:
+            self.before = self.calls
+
+        def mark(self) -> None:
+            self.after = self.calls
+
+        def elapsed_ms(self) -> list[float]:
+            return [7.0 * (self.after - self.before)]
+
+    watch = Watch()
+    monkeypatch.setattr(planted, "stopwatch", lambda device: watch)
+
+    def work() -> None:
+        watch.calls += 1
+
+    assert planted._steady_ms(work, torch.device("cpu")) == 7.0
+    assert watch.calls == 3 + 3 + 43  # to compile, to know how many, 300 ms
 
 
 @pytest.fixture
