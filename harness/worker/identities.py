@@ -5,8 +5,8 @@ mass: sum_v dC_v = sum_n (sum_v dz_nv) E_n = 0, for softmax and smoothed targets
 linearity: gradients are linear in the upstream gradient.
 permutation: the order of the vocabulary means nothing: gradients of a permuted one are permuted.
 shift: adding a constant to all logits of a token changes nothing. A column of linear_weight that is plus or minus one
-    power of two throughout adds that times the token's element of input, exactly in every dtype; against the same column all zero.
-    A softcap breaks it.
+    power of two throughout adds that times the token's element of input, exactly in every dtype; against the same
+    column all zero. A softcap breaks it.
 """
 
 from __future__ import annotations
