@@ -75,7 +75,7 @@ class Busy:
         input, linear_weight, target = (tensor.detach() for tensor in tensors)
         self.left, self.right = input[:_ROWS], linear_weight[:_CLASSES].T
         self.output = self.left @ self.right  # memory that stays
-        leaves = [input.requires_grad_(), linear_weight.requires_grad_()]
+        leaves = [tensor.detach().requires_grad_() for tensor in (input, linear_weight)]
 
         def call() -> None:
             with torch.enable_grad():

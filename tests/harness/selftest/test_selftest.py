@@ -83,8 +83,7 @@ def test_busy_multiplies_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         return next(taken)
 
     monkeypatch.setattr(planted, "_steady_ms", steady_ms)
-    with torch.no_grad():
-        busy = planted.Busy(0.02, torch_loss, tensors)
+    busy = planted.Busy(0.02, torch_loss, tensors)
     assert (busy.products, called) == (20, ["cpu", "cpu"])
     done = []
     monkeypatch.setattr(busy, "_product", lambda: done.append(1))
