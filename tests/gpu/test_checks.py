@@ -129,7 +129,8 @@ def test_poison_takes_nothing_that_a_call_needs(device: torch.device, monkeypatc
     room = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # beside live tensors
     needed = int(0.7 * free)
     with poisoned_memory(device, needed) as poisoned:
-        assert poisoned <= 0.9 * free - needed + 64 * MIB + room
+        segments = 8 * MIB  # rounded up to one; a request that finds its block split opens another
+        assert poisoned <= 0.9 * free - needed + 64 * MIB + room + segments
         torch.empty(needed, dtype=torch.uint8, device=device)
     torch.cuda.empty_cache()
 
