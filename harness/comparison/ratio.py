@@ -7,7 +7,7 @@ from math import exp, hypot, log
 
 from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.ratio import noise_floor, ratio_interval
-from harness.analysis.statistics.turns import timed_turns, turns_of
+from harness.analysis.statistics.turns import again_turns_of, turns_of
 from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.record import Record
 
@@ -50,7 +50,7 @@ def paired_ratio(base: Record, head: Record, control: Interval | None = None) ->
 
 def control_of(record: Record) -> Interval | None:
     """The ratio of the row's second worker to its first, where it has one."""
-    first, second = turns_of(record), timed_turns(record.implementation, record.again)
+    first, second = turns_of(record), again_turns_of(record)
     noise = noise_floor(first, second) if first is not None and second is not None else None
     return noise.ratio if noise is not None else None
 

@@ -9,7 +9,15 @@ from harness.analysis.statistics.bootstrap import Interval
 from harness.analysis.statistics.detection import Finding, allocation, bimodality, drift, order_bias, too_wide
 from harness.analysis.statistics.ratio import NoiseFloor, noise_floor, ratio_interval, time_interval
 from harness.analysis.statistics.throttling import throttling
-from harness.analysis.statistics.turns import Turns, gemm_turns_of, paired, places_of, timed_turns, turns_of
+from harness.analysis.statistics.turns import (
+    Turns,
+    again_turns_of,
+    gemm_turns_of,
+    paired,
+    places_of,
+    timed_turns,
+    turns_of,
+)
 from harness.record import Record, Times
 
 TARGET_INTERVAL = 0.02  # records do not hold the suite's: what the reports call too wide
@@ -56,7 +64,7 @@ def _statistics(
     record: Record, times: Times, turns: Turns, base: Turns | None, target_interval: float
 ) -> RowStatistics:
     gemm = gemm_turns_of(record) if record.provenance.device != "cpu" else None
-    again = timed_turns(record.implementation, record.again, amortised_ms=record.amortised_ms)
+    again = again_turns_of(record)
     time_ms, to_reference = time_interval(turns), ratio_interval(turns, base) if base is not None else None
     found = (
         too_wide(turns.name, to_reference or time_ms, target_interval),

@@ -52,6 +52,11 @@ def turns_of(record: Record, column: TimeColumn = "fwd_bwd_ms") -> Turns | None:
     return timed_turns(record.implementation, record.times, column, record.amortised_ms)
 
 
+def again_turns_of(record: Record) -> Turns | None:
+    """The same of the row's second worker, the other half of an A/A; None if it had none."""
+    return timed_turns(record.implementation, record.again, amortised_ms=record.amortised_ms)
+
+
 def timed_turns(
     name: str, times: Times | None, column: TimeColumn = "fwd_bwd_ms", amortised_ms: float = 0.0
 ) -> Turns | None:

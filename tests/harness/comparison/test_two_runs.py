@@ -15,7 +15,7 @@ from harness.analysis.statistics.verdict import Verdict
 from harness.comparison.across import compare_runs
 from harness.comparison.comparison import Comparison, NothingToCompare
 from harness.comparison.policy import Policy
-from harness.comparison.ratio import quotient
+from harness.comparison.ratio import control_of, quotient
 from harness.comparison.row import RowComparison
 from harness.comparison.table import markdown
 from harness.comparison.within import compare_within
@@ -44,6 +44,15 @@ def make_run(make_record: MakeRecord) -> Any:
 
 def _with(record: Record, **changes: Any) -> Record:
     return Record.model_validate(record.model_copy(update=changes).model_dump())
+
+
+def test_both_halves_of_an_aa_pay_for_what_is_done_rarely(make_run: Any) -> None:
+    """Work that is told and not timed belongs to the second worker too, or the same code seems to differ by it."""
+    (_, record) = make_run(ours=10.0)
+    assert record.agreement is not None
+    told = record.agreement.model_copy(update={"figures": {"amortised_ms": 0.5, "amortised_calls": 100.0}})
+    control = control_of(_with(record, again=record.times, agreement=told))
+    assert control is not None and (control.low, control.estimate, control.high) == (1.0, 1.0, 1.0)
 
 
 def row(comparison: Comparison, name: str = "ours") -> RowComparison:
