@@ -14,6 +14,7 @@ LOWER_BOUND = "lower-bound"
 
 REGISTRY: dict[str, str] = {
     "ours": "implementations.ours:auto",
+    "ours-corrected": "implementations.ours:corrected",
     "ours-no-sort": "implementations.ours:no_sort",
     "ours-average-logit-sort": "implementations.ours:average_logit_sort",
     "ours-token-groups": "implementations.ours:token_groups",

@@ -22,7 +22,7 @@ from tests.implementations.reference import loss_and_gradients, make_tensors, up
 TOLERANCE = 1e-5  # fp32 against fp64, relative; fp32's own rounding is 6e-8
 # On a CPU nothing is modelled: what skips work on a GPU is the exact path there
 OURS_CORRECTED = ["ours", "ours-no-sort", "ours-average-logit-sort", "ours-no-tail", "ours-no-first-order"]
-OURS_CORRECTED += ["ours-token-groups"]
+OURS_CORRECTED += ["ours-token-groups", "ours-corrected"]
 OURS_EXACT = ["ours-exact", "ours-paper-no-filter", "ours-fused-no-filter", *OURS_CORRECTED]
 FUSED = ["ours-fused", "ours-fused-no-filter"]
 OURS_FILTERED = ["ours-paper", "ours-paper-no-sort", "ours-fused"]
