@@ -6,10 +6,10 @@ of other blocks), which is what code tested on a CPU gets. Supports every case.
 - `ours` is `gradient="auto"`: pairs of token and vocabulary tile that matter are computed, the others modelled;
   classes in the order of a balanced tree, or as they are where that is as good, decided once on other tokens of the
   same head, and paid for as if every 500 calls; where too many pairs matter, it is `ours-exact`. `ours-corrected`
-  models however many matter, slower then: it shows what the model does there. `ours-no-sort` leaves the tokenizer's order,
-  `ours-average-logit-sort` takes the paper's,
-  `ours-no-tail` leaves the modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models
-  up to 32 groups of tokens apart.
+  models however many matter, slower then: it shows what the model does there.
+- `ours-no-sort` leaves the tokenizer's order, `ours-average-logit-sort` takes the paper's, `ours-no-tail` leaves the
+  modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models up to 32 groups of tokens
+  apart.
 - `ours-exact` recomputes the logits slice by slice in the backward and computes every tile: deterministic.
 - `ours-paper` is the paper's kernel: tiles in which no logit gradient exceeds 2^-12 are skipped, the vocabulary is
   sorted by average logit; `ours-paper-no-sort` leaves the order as it is, `ours-paper-no-filter` filter and order.

@@ -78,7 +78,7 @@ def gate(head: Path, out: Path) -> tuple[int, float]:
         "--pair",
         "base=.",
         f"head={head}",
-        str(SUITE),
+        str(SUITE.relative_to(ROOT)),
         "--out",
         str(out),
     ]

@@ -36,7 +36,7 @@ def trees(
             else:
                 root = _worktree(label, given, kept or scratch, added)
                 python = sys.executable if share_environment else _environment(label, root)
-            found.append(tree_at(label, root, python, scratch / "overlays"))
+            found.append(tree_at(label, given, root, python, scratch / "overlays"))
         yield found[0], found[1]
     finally:
         for root in added if kept is None else []:

@@ -149,7 +149,7 @@ def _environments(trees: Sequence[Tree], logs: Path) -> dict[str, dict[str, Any]
             try:
                 found[tree.label] = worker.receive("environment", _SURVEY_TIMEOUT_S)
             except WorkerFailure as failure:
-                words = f"{tree.label}: a worker of {tree.described} cannot start: {failure.reason}"
+                words = f"{tree.label}: a worker of {tree.described}, {tree.python}, cannot start: {failure.reason}"
                 raise UnusableTree(words) from failure
         return found
 

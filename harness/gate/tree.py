@@ -32,6 +32,7 @@ class Tree:
     """A directory of sources with the interpreter that has its libraries."""
 
     label: str  # "base" or "head"
+    ref: str  # what was asked for: a commit or a directory
     root: Path
     python: str
     commit: str | None
@@ -48,9 +49,9 @@ class Tree:
 
     @property
     def described(self) -> str:
-        """For the head of a report."""
+        """For the head of a report, which others read on other machines: no directories but those that were given."""
         commit = "unknown commit" if self.commit is None else self.commit[:12] + (" and changes" if self.dirty else "")
-        return f"{self.root} ({commit}), {self.python}"
+        return f"{self.ref} ({commit})" + ("" if self.python == sys.executable else ", in an environment of its own")
 
     def registry(self) -> dict[str, str]:
         """Names and paths of its implementations, as its own registry has them; of the running harness if it has none.
@@ -72,11 +73,11 @@ class Tree:
         return names
 
 
-def tree_at(label: str, root: Path, python: str, scratch: Path, given: str | None = None) -> Tree:
-    """The tree at `root`, with an overlay in `scratch`; `given`: its commit, if it has neither .git nor REVISION."""
+def tree_at(label: str, ref: str, root: Path, python: str, scratch: Path) -> Tree:
+    """The tree at `root`, where `ref` has been found, with an overlay in `scratch`."""
     root = root.resolve()
-    commit, dirty = revision(root, given)
-    return Tree(label, root, python, commit, dirty, overlay_of(root, scratch / label))
+    commit, dirty = revision(root)
+    return Tree(label, ref, root, python, commit, dirty, overlay_of(root, scratch / label))
 
 
 def python_of(root: Path) -> str:

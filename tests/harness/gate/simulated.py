@@ -23,6 +23,7 @@ from harness.analysis.statistics.simulation import (
     EVERYTHING,
     LIKE_H200,
     NOISE_AND_DRIFT,
+    SHORT_CALLS,
     THROTTLED,
     NoiseModel,
     clock_over,
@@ -37,7 +38,6 @@ from harness.running.run_directory import RunDirectory
 from harness.suite import Suite, Where
 from tests.harness.fake_worker import AGREEMENT, GPU, FakeWorker
 
-TIMES_MS = {"ours": 60.0, "liger": 110.0, "referee": 14.0}
 EAGER_ERROR = 3.0e-3  # of a bf16 gradient at Gemma-2's size
 MODELS = {
     "noise, drift": NOISE_AND_DRIFT,
@@ -46,16 +46,38 @@ MODELS = {
     "all four": EVERYTHING,
     "like H200": LIKE_H200,
 }
-SUITE = Suite.model_validate(
-    {
-        "name": "simulated",
-        "description": "one case, two rows",
-        "cases": [{"tokens": 8192, "hidden_size": 2304, "vocab_size": 256000}],
-        "implementations": ["ours", "liger"],
-        "reference": "ours",
-        "measurement": {"minimum_rounds": 10, "samples_per_turn": 2, "case_budget_s": 120},
-    }
-)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One case: how long its rows and the GEMM take, and how many samples a turn has."""
+
+    times_ms: dict[str, float]
+    samples_per_turn: int
+
+    @property
+    def rows(self) -> list[str]:
+        return [name for name in self.times_ms if name != "referee"]
+
+    def suite(self, seed: int) -> Suite:
+        return Suite.model_validate(
+            {
+                "name": "simulated",
+                "description": "one case",
+                "cases": [{"tokens": 8192, "hidden_size": 2304, "vocab_size": 256000}],
+                "implementations": self.rows,
+                "reference": "ours",
+                "seed": seed,
+                "measurement": {
+                    "minimum_rounds": 10, "samples_per_turn": self.samples_per_turn, "case_budget_s": 120
+                },
+            }
+        )  # fmt: skip
+
+
+TWO_ROWS = Layout({"ours": 60.0, "liger": 110.0, "referee": 14.0}, 2)
+# examples/gate/show.yaml: calls of 11 ms, counted as 18 so that a round takes the 0.8 s that it took
+ONE_SHORT_ROW = Layout({"ours": 18.0, "referee": 12.0}, 8)
 
 
 @dataclass
@@ -74,15 +96,16 @@ class SimulatedGpu:
 
     model: NoiseModel
     seed: int
-    players: int
     planted: Planted
+    layout: Layout
     now_s: float = 0.0
     _turn: int = 0
     _slowness: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng([self.seed, 7])
-        self._slowness, _ = clock_over(self.players * 60, self.players, self.model, self._random)
+        players = 2 * len(self.layout.rows) + 2  # an A/A and the referee
+        self._slowness, _ = clock_over(players * 60, players, self.model, self._random)
 
     def samples_ms(self, time_ms: float, samples: int) -> list[float]:
         slow = float(self._slowness[self._turn % len(self._slowness)])
@@ -107,7 +130,7 @@ class SimulatedWorker(FakeWorker):
         self.row = self.name.partition("@")[0]
         planted = self.gpu.planted
         self.planted = planted if self.name == "ours@head" else Planted()
-        self.time_ms = TIMES_MS.get(self.row, 1.0) * (1 + self.planted.slowdown) * self.gpu.bias()
+        self.time_ms = self.gpu.layout.times_ms.get(self.row, 1.0) * (1 + self.planted.slowdown) * self.gpu.bias()
 
     def _environment(self) -> dict[str, Any]:
         gpu = {"name": "simulated", "memory_bytes": 139 << 30}
@@ -156,26 +179,29 @@ def simulated_workers(gpu: SimulatedGpu) -> Iterator[None]:
 
 
 def simulated_gate(
-    model: NoiseModel, seed: int, planted: Planted, directory: Path, policy: Policy | None = None
+    model: NoiseModel,
+    seed: int,
+    planted: Planted,
+    directory: Path,
+    policy: Policy | None = None,
+    layout: Layout = TWO_ROWS,
 ) -> Comparison:
-    """One gate of `ours` and `liger`, base against head."""
-    base, head = (SimulatedTree(name, Path("/"), "python", None, None, Path("/")) for name in ("base", "head"))
-    suite = SUITE.model_copy(update={"seed": seed})
-    gate = PairGate(
-        suite, ["ours", "liger"], Where(), base, head, policy or Policy(), RunDirectory(directory), budget_s=None
-    )
-    with simulated_workers(SimulatedGpu(model, seed, 6, planted)):
+    """One gate of the rows of `layout`, base against head."""
+    base, head = (SimulatedTree(name, name, Path("/"), "python", None, None, Path("/")) for name in ("base", "head"))
+    suite, rules = layout.suite(seed), policy or Policy()
+    gate = PairGate(suite, layout.rows, Where(), base, head, rules, RunDirectory(directory), budget_s=None)
+    with simulated_workers(SimulatedGpu(model, seed, planted, layout)):
         return gate.run()
 
 
-def exit_codes(model: NoiseModel, gates: int, planted: Planted) -> Counter[int]:
+def exit_codes(model: NoiseModel, gates: int, planted: Planted, layout: Layout = TWO_ROWS) -> Counter[int]:
     """How many of so many gates ended with which exit code."""
     found: Counter[int] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(gates):
             directory = Path(scratch, str(seed))
             directory.mkdir()
-            found[simulated_gate(model, seed, planted, directory).exit_code] += 1
+            found[simulated_gate(model, seed, planted, directory, layout=layout).exit_code] += 1
     return found
 
 
@@ -188,6 +214,9 @@ if __name__ == "__main__":
         "A/A, processes 0.3 % apart": Planted(process_bias=0.003),
         "A/A, processes 1 % apart": Planted(process_bias=0.01),
     }
-    for model_name, noise_model in MODELS.items():
-        for plant_name, plant in plants.items() if len(sys.argv) == 2 else [(sys.argv[2], plants[sys.argv[2]])]:
-            print(f"{model_name}; {plant_name}: {dict(exit_codes(noise_model, int(sys.argv[1]), plant))}", flush=True)
+    asked = list(plants.items()) if len(sys.argv) == 2 else [(sys.argv[2], plants[sys.argv[2]])]
+    settings = [(name, model, TWO_ROWS) for name, model in MODELS.items()]
+    for model_name, noise_model, laid_out in [*settings, ("short calls", SHORT_CALLS, ONE_SHORT_ROW)]:
+        for plant_name, plant in asked:
+            codes = exit_codes(noise_model, int(sys.argv[1]), plant, laid_out)
+            print(f"{model_name}; {plant_name}: {dict(codes)}", flush=True)

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from harness.analysis.frame import read_records
-from harness.analysis.statistics.simulation import EVERYTHING, LIKE_H200, NOISE_AND_DRIFT, QUIET, THROTTLED, NoiseModel
+from harness.analysis.statistics.simulation import (
+    EVERYTHING,
+    LIKE_H200,
+    NOISE_AND_DRIFT,
+    QUIET,
+    SHORT_CALLS,
+    THROTTLED,
+    NoiseModel,
+)
 from harness.analysis.statistics.verdict import Verdict
 from harness.comparison.policy import Policy
 from harness.comparison.table import markdown
@@ -16,7 +24,7 @@ from harness.comparison.within import compare_within, pairs_of_trees
 from harness.gate import pair_runner
 from harness.gate.pair_gate import AGAIN
 from tests.harness.fake_worker import FakeWorker
-from tests.harness.gate.simulated import MODELS, Planted, SimulatedTree, exit_codes, simulated_gate
+from tests.harness.gate.simulated import MODELS, ONE_SHORT_ROW, Planted, SimulatedTree, exit_codes, simulated_gate
 
 MIB = 2**20
 
@@ -35,6 +43,12 @@ def test_a_planted_slowdown_of_3_percent_is_a_regression(model: NoiseModel, seed
     assert "REGRESSION (exit 1)" in text and "`ours` is SLOWER by " in text
     verdicts = {row.name: row.time_verdict for row in found.rows}
     assert verdicts["ours"] is Verdict.SLOWER and verdicts["liger"] in (Verdict.SAME, Verdict.UNSURE)
+
+
+def test_the_gates_of_the_example_at_the_noise_of_its_gpu(tmp_path: Path) -> None:
+    """Calls of 11 ms vary by 3 %: the rounds of two minutes tell 3 % slower from the same code all the same."""
+    assert exit_codes(SHORT_CALLS, 10, Planted(), ONE_SHORT_ROW) == {0: 10}
+    assert exit_codes(SHORT_CALLS, 10, Planted(slowdown=0.03), ONE_SHORT_ROW) == {1: 10}
 
 
 def test_one_mebibyte_more_is_a_regression(tmp_path: Path) -> None:

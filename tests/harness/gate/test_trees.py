@@ -56,7 +56,7 @@ def imported(tree: Tree, code: str) -> list[str]:
 
 
 def test_a_trees_kernels_and_adapters_are_measured_by_the_running_harness(own_tree: Path, tmp_path: Path) -> None:
-    tree = tree_at("base", own_tree, sys.executable, tmp_path / "overlays")
+    tree = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
     code = """
 import os, harness, kernels, implementations.ours, implementations.contract
 from implementations.registry import REGISTRY
@@ -74,7 +74,7 @@ print(len(REGISTRY))
 def test_a_tree_of_another_project_gets_the_running_packages(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "src" / "theirs").mkdir(parents=True)
     (tmp_path / "theirs" / "src" / "theirs" / "__init__.py").write_text("MINE = 'theirs'\n")
-    tree = tree_at("head", tmp_path / "theirs", sys.executable, tmp_path / "overlays")
+    tree = tree_at("head", "../theirs", tmp_path / "theirs", sys.executable, tmp_path / "overlays")
     code = (
         "import os, theirs, kernels, implementations.ours as o\nprint(theirs.MINE)\nprint(os.path.realpath(o.__file__))"
     )
@@ -86,14 +86,22 @@ def test_a_search_path_that_names_the_trees_themselves_is_not_passed_on(
     own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{own_tree}:/elsewhere")
-    tree = tree_at("base", own_tree, sys.executable, tmp_path / "overlays")
+    tree = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
     assert tree.origin.search_path == (str(tmp_path / "overlays" / "base"), "/elsewhere")
+
+
+def test_a_report_names_what_was_asked_for_and_not_where_it_lay(own_tree: Path, tmp_path: Path) -> None:
+    (own_tree / "REVISION").write_text("0123456789abcdef\n")
+    own = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
+    other = tree_at("head", "../theirs", own_tree, "/elsewhere/.venv/bin/python", tmp_path / "overlays")
+    assert own.described == "v1 (0123456789ab)"
+    assert other.described == "../theirs (0123456789ab), in an environment of its own"
 
 
 def test_a_worker_of_a_tree_answers(own_tree: Path, tmp_path: Path) -> None:
     for file in ("contract.py", "registry.py", "baseline.py"):  # an adapter of this project, in the copy
         (own_tree / "implementations" / file).write_text((ROOT / "implementations" / file).read_text())
-    tree = tree_at("base", own_tree, sys.executable, tmp_path / "overlays")
+    tree = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
     worker = Worker(tmp_path / "log", tree.origin)
     try:
         asked = {"path": "implementations.baseline:baseline", "options": {}, "cases": [], "device": "cpu"}
@@ -106,7 +114,7 @@ def test_a_worker_of_a_tree_answers(own_tree: Path, tmp_path: Path) -> None:
 
 def test_a_registry_that_cannot_be_read_is_one_sentence(own_tree: Path, tmp_path: Path) -> None:
     (own_tree / "implementations" / "registry.py").write_text("import nothing_of_the_kind\n")
-    tree = tree_at("base", own_tree, sys.executable, tmp_path / "overlays")
+    tree = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
     with pytest.raises(UnusableTree, match=r"base: the registry of .* No module named 'nothing_of_the_kind'"):
         tree.registry()
 
