@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -108,3 +109,15 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
             if not target.startswith("http"):
                 assert (path.parent / target).exists(), f"{path} links to {target}"
+
+
+def test_tables_and_picture_are_as_the_script_writes_them(tmp_path: Path) -> None:
+    """`python docs/readme.py` would change nothing."""
+    spec = importlib.util.spec_from_file_location("readme", "docs/readme.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.written(README) == README
+    svg, _png = script.draw(README, tmp_path / script.PICTURE.name)
+    assert f"({script.PICTURE}.svg)" in README
+    assert svg.read_text() == script.PICTURE.with_suffix(".svg").read_text()
