@@ -72,8 +72,8 @@ def run_suite(
     where: keep the cases that match every key: `{"tokens": [4096, 8192], "softcap": None}`.
     out: the run directory to create; without it `runs/NAME-TIME` below the current directory.
     device: "cuda" or "cpu", one that the suite may run on; without it the suite's choice.
-    budget_s: seconds, more than 0; after the first, no case begins that would not fit. What is left is in `Run.left`, and
-        `python -m harness run --resume` measures it.
+    budget_s: seconds, more than 0; after the first, no case begins that would not fit. What is left is in `Run.left`,
+        and `python -m harness run --resume` measures it.
 
     Implementations run in processes of their own, with the Python and the environment variables of this one:
     `path: pkg.mod:obj` is looked up in the current directory, in PYTHONPATH and among what is installed, whatever
@@ -140,8 +140,8 @@ def compare(
     them; `markdown()` is the table.
 
     Raises FileNotFoundError naming what is missing, and ValueErrors: InvalidFile for records or a policy that are none,
-    InvalidSelection for `rows` that are no pairs, NothingToCompare for names that a run has not and where the two share no
-    row.
+    InvalidSelection for `rows` that are no pairs, NothingToCompare for names that a run has not and where the two share
+    no row.
     """
     from harness.comparison.runs import compare_paths  # noqa: PLC0415
 
