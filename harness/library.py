@@ -72,8 +72,8 @@ def run_suite(
     where: keep the cases that match every key: `{"tokens": [4096, 8192], "softcap": None}`.
     out: the run directory to create; without it `runs/NAME-TIME` below the current directory.
     device: "cuda" or "cpu", one that the suite may run on; without it the suite's choice.
-    budget_s: seconds; after the first, no case begins that would not fit. What is left is in `Run.left`, and
-        `python -m harness run --resume` measures it.
+    budget_s: seconds, more than 0; after the first, no case begins that would not fit. What is left is in `Run.left`,
+        and `python -m harness run --resume` measures it.
 
     Implementations run in processes of their own, with the Python and the environment variables of this one:
     `path: pkg.mod:obj` is looked up in the current directory, in PYTHONPATH and among what is installed, whatever
@@ -84,6 +84,8 @@ def run_suite(
     InvalidOptions for options that an implementation refuses; UnusableRun if `out` holds a run already;
     UnfitEnvironment if this machine cannot measure the suite.
     """
+    if budget_s is not None and not budget_s > 0:
+        raise selection.InvalidSelection(f"budget_s must be more than 0 seconds, given {budget_s}")
     read = _read(suite)
     rows = selection.implementations(read, _names(only), _names(skip), prefix="")
     condition = selection.matching(where or {})
@@ -138,10 +140,14 @@ def compare(
     them; `markdown()` is the table.
 
     Raises FileNotFoundError naming what is missing, and ValueErrors: InvalidFile for records or a policy that are none,
-    NothingToCompare where the two share no row.
+    InvalidSelection for `rows` that are no pairs, NothingToCompare for names that a run has not and where the two share
+    no row.
     """
     from harness.comparison.runs import compare_paths  # noqa: PLC0415
 
+    wrong = [rows] if isinstance(rows, str) else [pair for pair in rows if isinstance(pair, str) or len(pair) != 2]
+    if wrong:
+        raise selection.InvalidSelection(f"rows must be pairs of names, (base's, head's) each, given {wrong[0]!r}")
     other, rules = (None if path is None else Path(path) for path in (head, policy))
     return compare_paths(Path(base), other, list(rows), across, rules)
 

@@ -143,6 +143,15 @@ def test_an_unfit_machine_measures_nothing_and_says_why(tree: Path) -> None:
     assert "it is fit" in (tree / "summary.md").read_text()
 
 
+def test_a_gate_that_is_there_is_not_found_out_about_after_the_wait(tree: Path) -> None:
+    (tree / "runs/gate/run").mkdir(parents=True)
+    (tree / "runs/gate/run/records.jsonl").touch()
+    process = start(tree, "main")
+    assert "runs/gate/run holds a gate already" in process.communicate()[1]
+    assert process.returncode == 2
+    assert not (tree / "calls").exists()
+
+
 def test_without_a_base_the_script_says_what_it_needs(tree: Path) -> None:
     process = start(tree)
     assert "usage: .ci/gpu BASE [SUITE [DIR]]" in process.communicate()[1]

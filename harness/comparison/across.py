@@ -12,7 +12,7 @@ from harness.analysis.statistics.rows import row_statistics
 from harness.comparison.comparison import Comparison, NothingToCompare, Pair, code_of, compared, device_of
 from harness.comparison.environment import unlike
 from harness.comparison.policy import Policy
-from harness.comparison.ratio import TimeRatio, quotient
+from harness.comparison.ratio import TimeRatio, is_timed, quotient, without_ratio
 from harness.comparison.row import RowComparison
 from harness.comparison.side import side_of
 from harness.record import Record
@@ -45,6 +45,7 @@ def compare_runs(
             found = [record for record in (before, after) if record is not None]
             if found:
                 ratio = _ratio(ratios[0].get(keys[0], {}), ratios[1].get(keys[1], {}), refused)
+                ratio = ratio or without_ratio(is_timed(before), is_timed(after))
                 ours, theirs = (None if record is None else side_of(record) for record in (before, after))
                 device = found[0].provenance.device
                 rows.append(compared(case, pair, ours, theirs, ratio, policy, device))

@@ -13,7 +13,7 @@ from harness.comparison.ratio import TimeRatio
 from harness.comparison.row import Fault, RowComparison, compare_row
 from harness.comparison.side import Side
 from harness.exits import DISAGREES, FAILED_CELL, INCONCLUSIVE, REGRESSION, UNFIT
-from harness.record import Record
+from harness.record import COMPLETED, Record
 
 ORDER = (UNFIT, FAILED_CELL, DISAGREES, REGRESSION, INCONCLUSIVE)  # which exit code speaks where several could
 BASE, HEAD = "@base", "@head"  # ends of the names of a row that a run has of two trees (`harness.gate`)
@@ -45,12 +45,20 @@ class Comparison:
         return sorted(found, key=lambda pair: ORDER.index(pair[0].code))
 
     @property
+    def blind(self) -> bool:
+        """Whether base has rows and both sides completed none of them: where base failed, head is not its equal."""
+        sides = [(row.base, row.head) for row in self.rows if row.base is not None]
+        return bool(sides) and not any(
+            head is not None and {base.status, head.status} <= COMPLETED for base, head in sides
+        )
+
+    @property
     def exit_code(self) -> int:
-        """That of the first fault in the order 5, 4, 3, 1, 6; else 0.
+        """That of the first fault in the order 5, 4, 3, 1, 6; 6 too where nothing could be compared; else 0.
 
         An advisory comparison fails only for what head answers for alone: cells that failed or disagree.
         """
-        codes = [fault.code for fault, _ in self.faults]
+        codes = [fault.code for fault, _ in self.faults] + ([INCONCLUSIVE] if self.blind else [])
         if self.advisory is not None:
             codes = [code for code in codes if code in (FAILED_CELL, DISAGREES)]
         return codes[0] if codes else 0

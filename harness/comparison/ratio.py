@@ -64,3 +64,17 @@ def quotient(head: Interval, base: Interval) -> Interval:
     low = estimate - hypot(log(head.estimate / head.low), log(base.high / base.estimate))
     high = estimate + hypot(log(head.high / head.estimate), log(base.estimate / base.low))
     return Interval(exp(estimate), exp(low), exp(high), min(head.rounds, base.rounds))
+
+
+def is_timed(record: Record | None) -> bool:
+    """Whether there are samples of it, however few."""
+    return record is not None and record.times is not None and bool(record.times.fwd_bwd_ms)
+
+
+def without_ratio(base: bool, head: bool) -> TimeRatio | None:
+    """Of two runs: why a row that was timed, in base or in head, is not compared; None if it was timed in neither."""
+    if not base and not head:
+        return None
+    missing = "base" if not base else "head"
+    few = "too few rounds for a ratio to the GEMM, or no GEMM to share"
+    return TimeRatio(None, False, refused=few if base and head else f"{missing} has no time of it")

@@ -10,6 +10,8 @@ from harness.comparison.across import compare_runs
 from harness.comparison.comparison import BASE, HEAD, Comparison, NothingToCompare, Pair
 from harness.comparison.policy_file import load_policy
 from harness.comparison.within import compare_within, pairs_of_trees
+from harness.record import Record
+from harness.yaml_source import nearest
 
 AGAIN = "again"  # inside a gate's run directory: rows measured a second time, with new processes
 
@@ -23,7 +25,10 @@ def compare_paths(
     """
     records, rules = read_records(base), load_policy(policy)
     if head is not None:
-        return compare_runs(records, read_records(head), rules, across, pairs)
+        others = read_records(head)
+        _check(pairs, (base, records), (head, others))
+        return compare_runs(records, others, rules, across, pairs)
+    _check(pairs, (base, records), (base, records))
     pairs = pairs or pairs_of_trees(records)
     if not pairs:
         raise NothingToCompare(
@@ -32,3 +37,14 @@ def compare_paths(
         )
     again = read_records(base / AGAIN) if (base / AGAIN).is_dir() else []
     return compare_within(records, pairs, rules, again)
+
+
+def _check(pairs: Sequence[Pair], *sides: tuple[Path, Sequence[Record]]) -> None:
+    """Raises NothingToCompare for a name that its run has no row of: beside rows that it has, it would be `gone`."""
+    for pair in pairs:
+        for name, (run, records) in zip(pair, sides, strict=True):
+            names = list(dict.fromkeys(record.implementation for record in records))
+            if name not in names:
+                raise NothingToCompare(
+                    f"nothing to compare: {run} has no row '{name}'{nearest(name, names)} (it has: {', '.join(names)})"
+                )

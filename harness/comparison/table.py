@@ -57,6 +57,11 @@ def _faults(comparison: Comparison) -> Iterator[str]:
     for fault, row in comparison.faults:
         where = f", on {row.setting}" if several else ""
         yield f"- **{plain(shortened(fault.words))}**{where} (exit {fault.code})"
+    if comparison.blind:
+        yield f"- **no row was measured in both base and head: nothing was compared** (exit {INCONCLUSIVE})"
+        for row in comparison.rows:
+            if row.base is not None and row.base.reason is not None:
+                yield f"- `{row.name}` of base{f', on {row.setting}' if several else ''}: {plain(row.base.reason)}"
 
 
 def _table(comparison: Comparison) -> str:

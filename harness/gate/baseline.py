@@ -20,7 +20,7 @@ from harness.comparison.across import ratios_to_yardstick
 from harness.comparison.comparison import Comparison, NothingToCompare, code_of, compared, device_of
 from harness.comparison.environment import described
 from harness.comparison.policy import Policy
-from harness.comparison.ratio import TimeRatio, quotient
+from harness.comparison.ratio import TimeRatio, is_timed, quotient, without_ratio
 from harness.comparison.row import RowComparison
 from harness.comparison.side import Side, excess_of, memory_of, side_of
 from harness.record import COMPLETED, Record, Status
@@ -31,7 +31,8 @@ _HEADER = """\
 # Written by: python -m harness gate RUN --baseline THIS --update-baseline
 """
 _NOT_IN_KEY = frozenset({"python", "numpy", "pydantic"})  # compute nothing that is measured
-_KEY = ("GPU", "device", "driver", "cuda")
+# a limit or a clock that somebody set moves a GEMM and a row by different shares; `unlike` refuses two runs for it too
+_KEY = ("GPU", "device", "driver", "cuda", "power limit (W)", "highest SM clock (MHz)", "highest memory clock (MHz)")
 _DIGITS = 4
 
 
@@ -134,6 +135,7 @@ def compare_with(baseline: Baseline, records: Sequence[Record], policy: Policy, 
         now = ratios.get((record.case_id, record.implementation), {}).get("GEMM")
         before = stored.interval if stored is not None else None
         ratio = TimeRatio(quotient(now, before), paired=False) if now is not None and before is not None else None
+        ratio = ratio or without_ratio(before is not None, is_timed(record))
         base = None if stored is None else Side(stored.status, memory=stored.memory, excess=stored.excess)
         device = record.provenance.device
         rows.append(
@@ -163,7 +165,7 @@ def compare_with(baseline: Baseline, records: Sequence[Record], policy: Policy, 
 
 
 def key_of(records: Sequence[Record]) -> dict[str, str]:
-    """GPU, driver and versions of a run. Raises UnfitForBaseline for a run of several environments."""
+    """GPU with its limits, driver and versions of a run. Raises UnfitForBaseline for a run of several environments."""
     keys = {tuple(_key(record).items()) for record in records}
     if len(keys) != 1:
         raise UnfitForBaseline(f"a baseline is of one environment, the run has {len(keys)}")

@@ -13,7 +13,7 @@ from harness.gate.tree import Tree, UnusableTree, python_of, tree_at
 from harness.progress import console
 from harness.selection import InvalidSelection
 
-_BUILD_TIMEOUT_S = 3600  # torch is large
+_BUILD_TIMEOUT_S = 3600.0  # torch is large
 
 
 @contextmanager
@@ -83,7 +83,11 @@ def _environment(label: str, root: Path) -> str:
 
 
 def _build(label: str, command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        words = f"{label}: {' '.join(command[:4])} ... took more than {_BUILD_TIMEOUT_S / 60:g} minutes"
+        raise UnusableTree(words) from error
     if done.returncode:
         words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise UnusableTree(

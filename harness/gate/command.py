@@ -85,6 +85,13 @@ def gate(
     if (pair is None) == (baseline is None):
         fail("say what to hold it to: --pair base=REF head=. SUITE, or RUN --baseline FILE")
     if baseline is not None:
+        options = {"only": only, "skip": skip, "where": where, "budget": budget, "out": out, "trees": trees}
+        measuring = [f"--{name}" for name, value in options.items() if value]
+        measuring += ["--share-environment"] if share_environment else []
+        if measuring:
+            fail(f"{', '.join(measuring)}: goes with --pair; with --baseline nothing is measured")
+        if update_baseline and (strict or policy is not None):
+            fail("--update-baseline writes and compares nothing: without --strict and --policy")
         _gate_by_baseline(target, baseline, update_baseline, strict, policy)
     if update_baseline or strict:
         fail("--update-baseline and --strict go with --baseline")
@@ -171,14 +178,20 @@ def _policy_for(path: Path | None, suite: Suite, where: Where) -> Policy:
 
 
 def _finish(text: str, directory: Path | None) -> None:
-    """Prints the table, and leaves it where the records are and where GitHub shows it."""
+    """Prints the table, and leaves it where the records are and where GitHub shows it.
+
+    A summary that cannot be written is said and changes no verdict: the table is out by then.
+    """
     typer.echo(text)
-    if summary := os.environ.get(SUMMARY):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
     if directory is not None:
         (directory / "gate.md").write_text(text + "\n", encoding="utf-8")
         console.print(f"records and gate.md in {directory}", soft_wrap=True)
+    if summary := os.environ.get(SUMMARY):
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            console.print(f"warning: {SUMMARY}={summary}: not written: {error.strerror}", soft_wrap=True, markup=False)
 
 
 def _refs(pair: tuple[str, str]) -> tuple[str, str]:

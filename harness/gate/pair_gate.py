@@ -48,10 +48,9 @@ class PairGate:
         """
         logs = self.directory.logs
         pairs = pairs_of(self.suite, self.names, self.base.registry(), self.head.registry())
+        self._check(pairs)
         machines = _environments(self._trees, logs)
         device = runs.choose_device(self.suite, machines["head"])
-        if not any(pair.rows for pair in pairs):
-            raise UnusableTree(f"neither tree has any of {', '.join(self.names)}")
         origins = {f"@{tree.label}": self._provenance(tree, machines[tree.label], device) for tree in self._trees}
         runner = PairRunner(
             suite=paired_suite(self.suite, pairs, None),
@@ -67,6 +66,19 @@ class PairGate:
         records, again = self._measure(runner, pairs, origins, self._cases(device))
         compared = compare_within(records, [pair.names for pair in pairs], self.policy, again, also_new=True)
         return replace(compared, base=self.base.described, head=self.head.described)
+
+    def _check(self, pairs: Sequence[Pair]) -> None:
+        """Raises UnusableTree where a gate would compare nothing, or the running packages with themselves."""
+        if not any(pair.head for pair in pairs):
+            raise UnusableTree(f"head={self.head.ref} has none of {', '.join(self.names)}")
+        packages = {row.location.partition(":")[0].partition(".")[0] for pair in pairs for row in pair.rows}
+        for tree in self._trees:
+            if not tree.holds(packages):
+                wanted = ", ".join(sorted(packages | {"implementations", "kernels"}))
+                raise UnusableTree(
+                    f"{tree.label}={tree.ref} holds nothing of what is measured: one of {wanted}; "
+                    "what would be measured in its name is the running harness's"
+                )
 
     @property
     def _trees(self) -> tuple[Tree, Tree]:

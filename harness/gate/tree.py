@@ -11,7 +11,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from harness.provenance import PACKAGES, ROOT, revision
@@ -52,6 +54,24 @@ class Tree:
         """For the head of a report, which others read on other machines: no directories but those that were given."""
         commit = "unknown commit" if self.commit is None else self.commit[:12] + (" and changes" if self.dirty else "")
         return f"{self.ref} ({commit})" + ("" if self.python == sys.executable else ", in an environment of its own")
+
+    def holds(self, packages: Iterable[str]) -> bool:
+        """Whether any of the packages, or of this project's, is the tree's own.
+
+        Where none is, the running one's would be measured in its name, and be equal to itself. An environment of its
+        own is taken at its word: it has what was installed into it.
+        """
+        if self.python != sys.executable:
+            return True
+        folders = (self.root, self.root / "src")
+        for package in {*packages, *PACKAGES} - {_MEASURING}:
+            if any((folder / package).is_dir() or (folder / f"{package}.py").is_file() for folder in folders):
+                return True
+            found = find_spec(package)  # an editable install may lie anywhere in the tree
+            places = [] if found is None else [found.origin or "", *(found.submodule_search_locations or [])]
+            if any(Path(place).resolve().is_relative_to(self.root) for place in places if place):
+                return True
+        return False
 
     def registry(self) -> dict[str, str]:
         """Names and paths of its implementations, as its own registry has them; of the running harness if it has none.

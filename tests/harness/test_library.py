@@ -83,6 +83,8 @@ def test_what_fails_is_a_record(tmp_path: Path) -> None:
         ),
         (SUITE, {"where": {"tokns": 4}}, ["where unknown key 'tokns', did you mean 'tokens'?"]),
         (SUITE, {"where": {"tokens": 5}}, ["where={'tokens': 5} leaves no case of suite 'tiny'"]),
+        (SUITE, {"budget_s": -1}, ["budget_s must be more than 0 seconds, given -1"]),
+        (SUITE, {"budget_s": float("nan")}, ["budget_s must be more than 0 seconds, given nan"]),
         (SUITE, {"device": "cuda"}, ["device cuda: suite 'tiny' is for cpu"]),
         ("suites/nothing.yaml", {}, ["suites/nothing.yaml: cannot be read"]),
     ],
@@ -95,6 +97,16 @@ def test_mistakes_are_value_errors_in_words(
     for part in words:
         assert part in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "given"), [("ours", "'ours'"), (["ours=baseline"], "'ours=baseline'"), ([("a",)], "('a',)")]
+)
+def test_rows_that_are_no_pairs_are_said_to_be_none(rows: Any, given: str) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"rows must be pairs of names, (base's, head's) each, given {given}")
+    ):
+        harness.compare(ROOT / "reports/models-h200", rows=rows)
 
 
 def test_a_machine_that_cannot_measure_is_said_so(no_gpu: None, tmp_path: Path) -> None:

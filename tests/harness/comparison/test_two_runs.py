@@ -170,7 +170,8 @@ def test_an_excess_may_grow_up_to_eagers_error_or_by_the_margin(
 )
 def test_statuses_that_changed(make_run: Any, make_record: MakeRecord, status: str, code: int, said: str) -> None:
     base = make_run(seed=1)
-    broken = make_record("ours", status=status, gemm_ms=None)
+    timed = {"times": base[1].times, "gemm_ms": base[1].gemm_ms} if status == "disagrees" else {}
+    broken = _with(make_record("ours", status=status, gemm_ms=None), **timed)
     found = compare_runs(base, [base[0], broken], POLICY)
     assert found.exit_code == code
     assert said in words(found)
@@ -179,7 +180,7 @@ def test_statuses_that_changed(make_run: Any, make_record: MakeRecord, status: s
     if status in ("unsupported", "unavailable"):
         assert compare_runs([base[0], broken], [base[0], broken], POLICY).exit_code == 0
     else:
-        foreseen = make_record("ours", status=status, gemm_ms=None, expected=([status], "known"))
+        foreseen = _with(make_record("ours", status=status, gemm_ms=None, expected=([status], "known")), **timed)
         assert compare_runs([base[0], foreseen], [base[0], foreseen], POLICY).exit_code == 0
         strict = Policy.model_validate({"rules": [{"implementation": "ours", "must_be_ok": True, "reason": "r"}]})
         judged = compare_runs([base[0], foreseen], [base[0], foreseen], strict)
@@ -211,6 +212,27 @@ def test_too_few_rounds_are_unsure_and_the_policy_says_what_that_does(make_run: 
     for unsure, code in (("pass", 0), ("fail", 1)):
         policy = Policy.model_validate({"time_margin_across": 0.03, "unsure": unsure})
         assert compare_runs(*short, policy).exit_code == code
+
+
+def test_a_time_that_one_run_cannot_tell_is_not_compared_and_not_passed(make_run: Any) -> None:
+    """Too few rounds for a ratio to the GEMM, or no samples at all: neither is `no regression`."""
+    base, few = make_run(seed=1), make_run(seed=2, rounds=4, ours=90.0)
+    untimed = [_with(record, times=None) for record in base]
+    for head, why in ((few, "too few rounds"), (untimed, "head has no time of it")):
+        found = compare_runs(base, head, POLICY)
+        assert found.exit_code == 6 and why in words(found)
+        assert "not compared" in markdown(found)
+        assert compare_runs(base, head, Policy(unsure="pass")).exit_code == 0
+    assert "base has no time of it" in words(compare_runs(untimed, base, POLICY))
+    assert compare_runs(untimed, untimed, POLICY).exit_code == 0  # nobody asked for times
+
+
+def test_where_base_failed_throughout_nothing_was_compared(make_run: Any, make_record: MakeRecord) -> None:
+    head = make_run(seed=1)
+    failed = [make_record(name, status="crashed", gemm_ms=None) for name in ("baseline", "ours")]
+    found = compare_runs(failed, head, POLICY)
+    assert found.exit_code == 6 and "nothing was compared** (exit 6)" in markdown(found)
+    assert compare_runs([failed[0], head[1]], head, POLICY).exit_code == 0  # one row was, the other is mended
 
 
 def test_a_cpus_time_is_shown_and_fails_nothing(make_run: Any) -> None:

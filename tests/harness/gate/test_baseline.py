@@ -52,6 +52,15 @@ def test_a_run_is_held_to_the_stored_ratios_whatever_the_clock(make_run: Any, tm
     assert "`ours` is SLOWER by 9." in markdown(slower)
 
 
+def test_a_time_that_is_not_stored_or_not_measured_is_not_passed(make_run: Any) -> None:
+    run = make_run(seed=1)
+    untimed = [record.model_copy(update={"times": None}) for record in run]
+    for stored, measured, why in ((run, untimed, "head has no time"), (untimed, run, "base has no time")):
+        found = compare_with(updated(Baseline(), stored), measured, POLICY)
+        assert found.exit_code == 6 and f"times not compared: {why} of it" in markdown(found)
+    assert compare_with(updated(Baseline(), untimed), untimed, POLICY).exit_code == 0
+
+
 def test_the_file_is_the_same_however_often_and_in_whatever_order_it_is_written(make_run: Any, tmp_path: Path) -> None:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     first, second = make_run(seed=1), make_run(seed=2, torch="2.13.0")
@@ -89,6 +98,18 @@ def test_other_versions_are_named_and_advisory_unless_strict(make_run: Any) -> N
     assert "advisory only" in text and "torch: 2.11.0 against 2.13.0" in text and "SLOWER" in text
     assert compare_with(stored, slower, POLICY, strict=True).exit_code == 1
     assert compare_with(stored, make_run(seed=2, numpy="3.0"), POLICY).advisory is None  # computes nothing here
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [({"power_limit_w": 350.0}, "power limit (W): none against 350"), ({"max_sm_clock_mhz": 1200}, "highest SM clock")],
+)
+def test_a_gpu_whose_limits_were_changed_is_another(make_run: Any, limit: dict[str, Any], words: str) -> None:
+    limited = provenance()
+    limited = limited.model_copy(update={"environment": limited.environment | {"gpu": GPU | limit}})
+    head = [record.model_copy(update={"provenance": limited}) for record in make_run(seed=2, ours=90.0)]
+    found = compare_with(updated(Baseline(), make_run(seed=1)), head, POLICY)
+    assert words in "; ".join(found.unlike) and found.advisory is not None and found.exit_code == 0
 
 
 def test_what_head_answers_for_alone_fails_an_advisory_gate_too(make_run: Any, make_record: MakeRecord) -> None:

@@ -89,6 +89,23 @@ def test_a_gradient_scale_of_2_percent_exits_3(tmp_path: Path, monkeypatch: pyte
     assert again.returncode == 3 and "`toy` disagrees, base is ok" in again.stdout
 
 
+def test_a_summary_that_cannot_be_written_changes_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "nowhere" / "summary.md"))
+    code, out, err = gate(laid_out(tmp_path, RIGHT))
+    assert code == 0 and "no regression (exit 0)" in out
+    assert (tmp_path / "out" / "gate.md").read_text() == out
+    assert "warning: GITHUB_STEP_SUMMARY=" in err and "No such file or directory" in err and "Traceback" not in err
+
+
+def test_a_base_that_cannot_run_is_not_an_equal(tmp_path: Path) -> None:
+    arguments = laid_out(tmp_path, RIGHT)
+    (tmp_path / "base" / "toy_loss.py").write_text("raise ImportError('an older contract')\n")
+    code, out, err = gate(arguments)
+    assert code == 6, err
+    assert "no row was measured in both base and head: nothing was compared" in out
+    assert "- `toy` of base: " in out and "an older contract" in out
+
+
 def test_more_memory_cannot_be_seen_on_a_cpu_and_the_table_says_so(tmp_path: Path) -> None:
     code, out, err = gate(laid_out(tmp_path, HUNGRY, "memory, agreement"))
     assert code == 0, err
@@ -124,10 +141,32 @@ def test_a_head_that_takes_ten_times_as_long(tmp_path: Path) -> None:
         (["gate", "--pair", "base=.", "head=.", "suites/gemma2.yaml"], 5, "needs a CUDA GPU"),
         (["gate", "--pair", "base=.", "head=.", "suites/quick.yaml", "--only", "our"], 2, "no such implementation"),
         (["gate", "--pair", "base=.", "head=.", "suites/quick.yaml", "--strict"], 2, "go with --baseline"),
+        (
+            ["gate", "--pair", "base=docs", "head=.", "suites/quick.yaml"],
+            5,
+            "base=docs holds nothing of what is measured",
+        ),
         (["gate", "nowhere", "--baseline", "nowhere.yaml"], 2, "nowhere"),
+        (
+            ["gate", "r", "--baseline", "b.yaml", "--only", "ours", "--budget", "9"],
+            2,
+            "--only, --budget: goes with --pair",
+        ),
+        (["gate", "r", "--baseline", "b.yaml", "--share-environment"], 2, "--share-environment: goes with --pair"),
+        (["gate", "r", "--baseline", "b.yaml", "--update-baseline", "--strict"], 2, "without --strict and --policy"),
         (["compare", "nowhere"], 2, "nowhere does not exist"),
         (["compare", "reports/gemma2-h200"], 2, "give a second run, or two of its rows (--rows BASE=HEAD); without"),
-        (["compare", "reports/gemma2-h200", "--rows", "a=b"], 2, "nothing to compare: the run has not a and b"),
+        (["compare", "reports/gemma2-h200", "--rows", "a=b"], 2, "reports/gemma2-h200 has no row 'a' (it has: "),
+        (
+            ["compare", "reports/gemma2-h200", "--rows", "ours=baseline", "--rows", "ours=baselin"],
+            2,
+            "has no row 'baselin', did you mean 'baseline'?",
+        ),
+        (
+            ["compare", "reports/gemma2-h200", "reports/models-h200", "--rows", "ours=our"],
+            2,
+            "reports/models-h200 has no row 'our', did you mean 'ours'?",
+        ),
         (["compare", "reports/gemma2-h200", "--rows", "ours"], 2, "must be BASE=HEAD"),
     ],
 )

@@ -23,6 +23,7 @@ from harness.comparison.table import markdown
 from harness.comparison.within import compare_within, pairs_of_trees
 from harness.gate import pair_runner
 from harness.gate.pair_gate import AGAIN
+from harness.gate.tree import UnusableTree
 from tests.harness.fake_worker import FakeWorker
 from tests.harness.gate.simulated import MODELS, ONE_SHORT_ROW, Planted, SimulatedTree, exit_codes, simulated_gate
 
@@ -159,6 +160,13 @@ def test_a_row_that_only_head_has_is_new_and_judged(tmp_path: Path, monkeypatch:
     found = simulated_gate(QUIET, 0, Planted(gradient_scale=1.02), tmp_path)
     assert [(row.name, row.base) for row in found.rows] == [("ours", None)]
     assert found.exit_code == 3 and "disagrees, new" in markdown(found)
+
+
+def test_a_head_that_has_none_of_the_rows_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"ours": "nowhere:ours"}
+    monkeypatch.setattr(SimulatedTree, "registry", lambda tree: {} if tree.label == "head" else ours)
+    with pytest.raises(UnusableTree, match="head=head has none of ours, liger"):
+        simulated_gate(QUIET, 0, Planted(), tmp_path)
 
 
 def test_looks_are_ten_rounds_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,33 @@ def test_a_worker_of_a_tree_answers(own_tree: Path, tmp_path: Path) -> None:
         worker.kill()
 
 
+def test_a_tree_that_holds_nothing_of_what_is_measured_is_known(own_tree: Path, tmp_path: Path) -> None:
+    """What it lacks is taken from the running tree: all of it, and a gate would compare that with itself."""
+    (tmp_path / "elsewhere" / "src" / "theirs").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "toy_loss.py").write_text("")
+    found = [
+        tree_at("base", "x", root, python, tmp_path / f"overlays{number}").holds([package])
+        for number, (root, python, package) in enumerate(
+            [
+                (own_tree, sys.executable, "implementations"),
+                (tmp_path / "elsewhere", sys.executable, "implementations"),
+                (tmp_path / "elsewhere", sys.executable, "theirs"),
+                (tmp_path / "elsewhere", sys.executable, "toy_loss"),
+                (tmp_path / "elsewhere", "/own/.venv/bin/python", "installed"),
+                (ROOT / "docs", sys.executable, "implementations"),
+                (ROOT, sys.executable, "implementations"),
+            ]
+        )
+    ]
+    assert found == [True, False, True, True, True, False, True]
+
+
+def test_a_build_that_never_ends_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "_BUILD_TIMEOUT_S", 0.1)
+    with pytest.raises(UnusableTree, match=r"base: sleep 60 \.\.\. took more than 0\.00166667 minutes"):
+        checkout._build("base", ["sleep", "60"])
+
+
 def test_a_registry_that_cannot_be_read_is_one_sentence(own_tree: Path, tmp_path: Path) -> None:
     (own_tree / "implementations" / "registry.py").write_text("import nothing_of_the_kind\n")
     tree = tree_at("base", "v1", own_tree, sys.executable, tmp_path / "overlays")
