@@ -82,13 +82,19 @@ def compared(
     """The rows that `pair` names, held to what the policy says of head's."""
     words = f"{setting(case)}, β = {number(case.label_smoothing)}"
     margins = policy.margins(pair[1].removesuffix(HEAD), case)
-    return compare_row(case.id, words, shared_name(pair), base, head, ratio, margins, device)
+    return compare_row(case.id, words, shared_name(pair), base, head, ratio, margins, device, of_trees(pair))
+
+
+def of_trees(pair: Pair) -> bool:
+    """Whether a gate measured it: one row, of two trees."""
+    base, head = pair
+    return base.endswith(BASE) and base.removesuffix(BASE) + HEAD == head
 
 
 def shared_name(pair: Pair) -> str:
     """What both rows are called: `ours` of `ours@base` and `ours@head`, `ours / baseline` of others (head first)."""
     base, head = pair
-    if base == head or (base.endswith(BASE) and base.removesuffix(BASE) + HEAD == head):
+    if base == head or of_trees(pair):
         return head.removesuffix(HEAD)
     return f"{head} / {base}"
 

@@ -73,8 +73,9 @@ def compare_row(
     time: TimeRatio | None,
     margins: Margins,
     device: str,
+    of_trees: bool = False,
 ) -> RowComparison:
-    """Holds head to base by `margins`."""
+    """Holds head to base by `margins`. `of_trees`: both were asked for the same rows, so a missing one matters."""
     comparable = base is not None and head is not None and {base.status, head.status} <= COMPLETED
     alike = base is not None and head is not None and base.status is head.status  # else times of unlike results
     margin = margins.time_margin if time is None or time.paired else margins.time_margin_across
@@ -85,6 +86,10 @@ def compare_row(
         found += _status_faults(name, base, head, margins.must_be_ok)
     elif margins.must_be_ok:
         found.append(Fault(REGRESSION, f"`{name}` is gone, and the policy wants it ok"))
+    elif of_trees and base is not None and base.status in COMPLETED:
+        found.append(Fault(REGRESSION, f"`{name}` is gone: base offers it, head does not"))
+    if of_trees and base is not None and head is not None and base.status is Status.UNAVAILABLE is not head.status:
+        found.append(Fault(INCONCLUSIVE, f"`{name}` could not be compared: base is unavailable: {base.reason}"))
     if gated and time is not None:
         found += _time_faults(name, time, verdict, margin, margins)
     if base is not None and head is not None:

@@ -22,6 +22,7 @@ from harness.comparison.within import compare_within
 from harness.record import Probes, Record
 from tests.harness.conftest import PROVENANCE, MakeRecord
 
+ENDS = ("base", "head")
 POLICY = Policy()
 MIB = 2**20
 
@@ -293,3 +294,17 @@ def test_the_library_compares_runs_on_disk(make_run: Any, tmp_path: Path) -> Non
     assert [row.name for row in within.rows] == ["ours / baseline"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         harness.compare(tmp_path / "nowhere", tmp_path / "head")
+
+
+def test_what_base_lacks_a_package_for_is_not_passed_by_a_gate(make_run: Any, make_record: MakeRecord) -> None:
+    baseline, ours = make_run()
+    trees = [
+        _with(record, implementation=f"{record.implementation}@{end}") for record in (baseline, ours) for end in ENDS
+    ]
+    lacking = make_record("ours@base", "unavailable", reason="No module named 'liger_kernel'")
+    pairs = [("baseline@base", "baseline@head"), ("ours@base", "ours@head")]
+    assert compare_within(trees, pairs, POLICY).exit_code == 0
+    found = compare_within([lacking if r.implementation == "ours@base" else r for r in trees], pairs, POLICY)
+    assert found.exit_code == 6
+    assert words(found) == "`ours` could not be compared: base is unavailable: No module named 'liger_kernel'"
+    assert compare_runs([baseline, _with(lacking, implementation="ours")], [baseline, ours], POLICY).exit_code == 0

@@ -162,6 +162,17 @@ def test_a_row_that_only_head_has_is_new_and_judged(tmp_path: Path, monkeypatch:
     assert found.exit_code == 3 and "disagrees, new" in markdown(found)
 
 
+def test_a_row_that_head_no_longer_registers_is_a_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is left, so that there is something to compare."""
+    both = {name: f"nowhere:{name}" for name in ("ours", "liger")}
+    monkeypatch.setattr(
+        SimulatedTree, "registry", lambda tree: both if tree.label == "base" else {"liger": "nowhere:liger"}
+    )
+    found = simulated_gate(QUIET, 0, Planted(), tmp_path)
+    assert found.exit_code == 1
+    assert [fault.words for fault, _ in found.faults] == ["`ours` is gone: base offers it, head does not"]
+
+
 def test_a_head_that_has_none_of_the_rows_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"ours": "nowhere:ours"}
     monkeypatch.setattr(SimulatedTree, "registry", lambda tree: {} if tree.label == "head" else ours)
