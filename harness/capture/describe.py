@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from tabulate import tabulate
+from torch import Tensor
 
 from harness.capture.activations import Activations, capture, suite_case, write
 from harness.capture.orders import ORDERS
@@ -16,6 +18,10 @@ from harness.capture.source import InvalidSource, Source, from_checkpoint, from_
 from harness.capture.sparsity import Sparsity, sparsity
 from harness.case import DType
 from harness.running.run_kind import kind_of
+from harness.training.curve_log import CurveLog
+from harness.worker.inputs import IGNORE_INDEX
+
+_TENSORS = ("input", "linear_weight", "target")
 
 
 def capture_to(
@@ -35,6 +41,9 @@ def _source(model: str, text: list[Path], context: int, device: torch.device) ->
         trained = sorted(path.parent.name for path in Path(model).glob("curves/*/checkpoints"))
         names = f"one of {', '.join(trained)}" if trained else "none has a checkpoint yet"
         raise InvalidSource(f"{model} holds a whole training run: give a curve of it, {model}/curves/NAME; {names}")
+    if (ended := CurveLog(Path(model)).outcome()) is not None and not (Path(model) / "checkpoints").is_dir():
+        reason = f": {ended.reason}" if ended.reason else ""
+        raise InvalidSource(f"{model} is a curve of a training without a checkpoint ({ended.status}{reason})")
     if not _is_ours(Path(model)):
         return from_huggingface(model, text, context, device)
     if text:
@@ -80,12 +89,17 @@ def inspect(path: Path, *, tile: int, orders: list[str], device: torch.device) -
         raise InvalidSource(f"no order {', '.join(unknown)}; there are {', '.join(ORDERS)}")
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            input, weight, target = (file.get_tensor(name) for name in ("input", "linear_weight", "target"))
-            if "linear_bias" in file.keys():  # noqa: SIM118  (not a mapping)
+            metadata, names = file.metadata() or {}, sorted(file.keys())
+            if absent := [name for name in _TENSORS if name not in names]:
+                held = ", ".join(names) or "none"
+                raise InvalidSource(f"{path} is no captured file: it has no tensor {', '.join(absent)}; it has {held}")
+            if "linear_bias" in names:
                 raise InvalidSource(f"{path} has a linear_bias, which inspect leaves out: its softmax is another one")
+            input, weight, target = (file.get_tensor(name) for name in _TENSORS)
     except (FileNotFoundError, SafetensorError) as error:
         raise InvalidSource(f"{path} is no captured file: {error}") from error
+    if mistakes := list(_mistakes(input, weight, target)):
+        raise InvalidSource(f"{path} is no captured file: {'; '.join(mistakes)}")
     softcap = metadata.get("softcap", "None")
     found = [
         sparsity(
@@ -96,6 +110,19 @@ def inspect(path: Path, *, tile: int, orders: list[str], device: torch.device) -
     ]  # fmt: skip
     shape = f"N {input.shape[0]}, D {input.shape[1]}, V {weight.shape[0]}, tiles of {tile} classes"
     return f"{path}: {shape}\n\n{sparsity_table(found)}"
+
+
+def _mistakes(input: Tensor, weight: Tensor, target: Tensor) -> Iterator[str]:
+    """What keeps three tensors from being E (N, D), C (V, D) and the classes of N targets."""
+    shapes = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}, target {tuple(target.shape)}"
+    if (input.ndim, weight.ndim, target.ndim) != (2, 2, 1) or input.shape != (len(target), weight.shape[1]):
+        yield f"{shapes} are not (N, D), (V, D), (N,)"
+    elif target.dtype != torch.int64:
+        yield f"target is {target.dtype}, not torch.int64"
+    elif outside := int(((target != IGNORE_INDEX) & ((target < 0) | (target >= len(weight)))).sum()):
+        yield f"{outside} of the targets are neither in 0..{len(weight) - 1} nor {IGNORE_INDEX}"
+    elif input.dtype != weight.dtype or not input.is_floating_point():
+        yield f"input is {input.dtype} and linear_weight {weight.dtype}, not floating point of one kind"
 
 
 def sparsity_table(found: list[Sparsity]) -> str:

@@ -203,5 +203,9 @@ def _missing_text(data: DataSettings, source: Source) -> Iterator[Mistake]:
         if not Path(path).exists():
             message = f"no file or directory {path} (seen from {Path.cwd()})"
             yield source.mistake(("data", "text", position), message)
-    if data.dataset and Path(data.dataset).suffix in LOCAL_DATASETS and not Path(data.dataset).exists():
+    local = data.dataset is not None and Path(data.dataset).suffix in LOCAL_DATASETS
+    if local and not Path(str(data.dataset)).exists():
         yield source.mistake(("data", "dataset"), f"no file {data.dataset} (seen from {Path.cwd()})")
+    if data.dataset and not local and Path(data.dataset).is_file():
+        message = f"{data.dataset} is a file, but none of {', '.join(LOCAL_DATASETS)}; plain text is given as data.text"
+        yield source.mistake(("data", "dataset"), message)

@@ -21,7 +21,7 @@ def merge(runs: Sequence[TrainingRun], quiet: Sequence[TrainingRun], out: Traini
 
     Quiet runs may be shorter: they say what a step costs with nothing else on the machine, the others what is learnt.
     Raises UnusableRun if `out` exists, if the runs differ in more than losses and label smoothings (quiet ones: and in
-    the number of steps), or if two of them trained the same curve to its end.
+    the number of steps), if two of them trained the same curve to its end, or if a quiet run has none of their curves.
     """
     plans = [run.plan() for run in runs]
     for run, plan in zip(runs[1:], plans[1:], strict=True):
@@ -31,6 +31,10 @@ def merge(runs: Sequence[TrainingRun], quiet: Sequence[TrainingRun], out: Traini
         _check_alike(runs[0], plans[0], run, plan, free=_FREE | _FREE_IF_QUIET)
     config = _union([plan.config for plan in plans])
     chosen = {curve.id: _longest([run.log(curve) for run in runs]) for curve in config.curves()}
+    ids = {curve.id for curve in config.curves()}
+    for run, plan in zip(quiet, timed, strict=True):
+        if ids.isdisjoint(curve.id for curve in plan.config.curves()):
+            raise UnusableRun(f"--quiet {run.path}: none of its curves is merged ({', '.join(sorted(ids))})")
     measured = {curve.id: _longest([run.log(curve) for run in quiet]) for curve in config.curves()}
     out.check_free()
     for curve in config.curves():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from harness.training.curve_log import CurveLog, Outcome
 from tests.harness.training.conftest import toy_settings, write_text
 
 pytestmark = pytest.mark.takes_s(20)
@@ -79,6 +80,15 @@ def test_of_a_whole_run_a_curve_is_to_be_chosen(trained: Path, tmp_path: Path) -
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert f"{run} holds a whole training run: give a curve of it, {run}/curves/NAME; one of baseline-b0.1" in said
+
+
+def test_a_curve_without_a_checkpoint_says_how_it_ended(tmp_path: Path) -> None:
+    curve = tmp_path / "cce-b0.1"
+    CurveLog(curve).conclude(Outcome(status="skipped", reason="needs an NVIDIA GPU"))
+    done = harness("capture", curve, "--out", tmp_path / "x", "--device", "cpu")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"{curve} is a curve of a training without a checkpoint (skipped: needs an NVIDIA GPU)" in said
 
 
 def test_a_name_that_is_no_model(tmp_path: Path) -> None:

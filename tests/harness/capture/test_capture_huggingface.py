@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from harness.capture.activations import capture, suite_case, write
 from harness.capture.describe import capture_to, inspect
@@ -121,6 +124,25 @@ def test_inspect_shows_every_order(tmp_path: Path, text: Path) -> None:
         inspect(path, tile=32, orders=["alphabetic"], device=CPU)
     with pytest.raises(InvalidSource, match="nowhere is no captured file"):
         inspect(tmp_path / "nowhere", tile=32, orders=["tokenizer"], device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": None}, "it has no tensor target; it has input, linear_weight"),
+        ({"input": torch.ones(3, 5)}, r"input (3, 5), linear_weight (8, 4), target (3,) are not (N, D), (V, D), (N,)"),
+        ({"target": torch.tensor([0, 8, -1])}, "2 of the targets are neither in 0..7 nor -100"),
+        ({"target": torch.zeros(3)}, "target is torch.float32, not torch.int64"),
+        ({"input": torch.ones(3, 4).half()}, "input is torch.float16 and linear_weight torch.float32"),
+    ],
+)
+def test_inspect_names_what_is_wrong_in_a_file(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
+    good = {"input": torch.eye(3, 4), "linear_weight": torch.eye(8, 4), "target": torch.tensor([0, 7, -100])}
+    save_file(good, tmp_path / "good")
+    assert inspect(tmp_path / "good", tile=4, orders=["tokenizer"], device=CPU).startswith(f"{tmp_path / 'good'}: N 3")
+    save_file({name: value for name, value in (good | changes).items() if value is not None}, tmp_path / "bad")
+    with pytest.raises(InvalidSource, match=re.escape(f"bad is no captured file: {said}")):
+        inspect(tmp_path / "bad", tile=4, orders=["tokenizer"], device=CPU)
 
 
 def test_a_scale_on_the_logits_is_refused(tmp_path: Path, text: Path) -> None:

@@ -100,9 +100,11 @@ def test_other_trainings_are_refused(toy: MakeToy, tmp_path: Path, changes: dict
 
 def test_what_else_is_refused(toy: MakeToy, tmp_path: Path) -> None:
     one, two = trained(tmp_path / "one", toy, ["baseline"]), trained(tmp_path / "two", toy, ["baseline"])
+    other = trained(tmp_path / "other", toy, ["ours-exact"])
     for arguments, said in (
         ([one.path, two.path, "--out", tmp_path / "both"], "two runs trained the same curve to its end"),
         ([one.path, "--out", two.path], "holds a run already"),
+        ([one.path, "--quiet", other.path, "--out", tmp_path / "both"], "other: none of its curves is merged"),
         ([one.path, tmp_path / "none", "--out", tmp_path / "both"], "holds no training run"),
     ):
         code, _, stderr = merge(*arguments)

@@ -88,6 +88,7 @@ def test_a_case_is_what_a_step_asks_of_the_loss(toy) -> None:
         ("- baseline", "- baseline\n- baseline", 14, "baseline is listed twice"),
         ("text: TEXT", "text: nowhere", 8, "data.text: no file or directory nowhere (seen from "),
         ("text: TEXT", "dataset: nowhere.parquet", 8, "data.dataset: no file nowhere.parquet"),
+        ("text: TEXT", "dataset: pyproject.toml", 8, "pyproject.toml is a file, but none of .parquet, .json, .jsonl"),
         ("text: TEXT", "text: TEXT\n  dataset: x", 9, "give text or dataset, not both"),
     ],
 )
