@@ -112,7 +112,8 @@ def draw(curves: Sequence[TrainedCurve], directory: Path) -> list[Path]:
             axis.grid(alpha=0.3)
         axes[1].set_yscale("log")
         if columns == 3:
-            axes[2].set_yscale("symlog", linthresh=1e-7)  # equal arithmetic has a distance of exactly 0
+            # equal arithmetic has a distance of exactly 0, and what is below 1e-5 is fp32's rounding
+            axes[2].set_yscale("symlog", linthresh=1e-5, linscale=0.3)
     handles = {line.get_label(): line for axis in rows.flat for line in axis.get_lines()}
     shown = [name for name in names if name in handles]
     figure.legend([handles[n] for n in shown], shown, loc="outside lower center", ncols=min(7, len(shown)))

@@ -9,17 +9,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from harness.case import Device
 from harness.running.run_directory import UnusableRun
 from harness.suite import SuiteImplementation
-from harness.training.config import TrainingConfig
-from harness.training.curve_log import CurveLog
+from harness.training.config import Curve, TrainingConfig
+from harness.training.curve_log import CurveLog, Outcome
 from harness.training.training_run import TrainingPlan, TrainingRun
+from implementations.registry import load
 
 
 def merge(runs: Sequence[TrainingRun], quiet: Sequence[TrainingRun], out: TrainingRun) -> None:
     """Writes every curve of `runs` into the new run `out`; times and memory are those of `quiet`, if there are any.
 
     Quiet runs may be shorter: they say what a step costs with nothing else on the machine, the others what is learnt.
+    A curve that no run began, since the loss does not support it, is skipped with that reason.
     Raises UnusableRun if `out` exists, if the runs differ in more than losses and label smoothings (quiet ones: and in
     the number of steps), if two of them trained the same curve to its end, or if a quiet run has none of their curves.
     """
@@ -44,6 +47,13 @@ def merge(runs: Sequence[TrainingRun], quiet: Sequence[TrainingRun], out: Traini
         if (log := measured[curve.id]) is not None:
             shutil.rmtree(target.quiet().path, ignore_errors=True)  # of an earlier merge
             shutil.copytree(log.path, target.quiet().path, ignore=shutil.ignore_patterns("checkpoints"))
+        begun = target.steps() or target.outcome() is not None
+        if not begun and (reason := _unsupported(curve, config, plans[0].device)) is not None:
+            target.path.mkdir(parents=True, exist_ok=True)
+            target.conclude(Outcome(status="skipped", reason=f"unsupported: {reason}"))
+    quieter = [plan.provenance for plan in timed]
+    if any(out.log(curve).quiet().path.exists() and measured[curve.id] is None for curve in config.curves()):
+        quieter = [*(part for plan in plans for part in plan.quiet), *quieter]
     parts = [part for plan in plans for part in (plan.provenance, *plan.merged)]
     out.create(
         plans[0].model_copy(
@@ -51,10 +61,15 @@ def merge(runs: Sequence[TrainingRun], quiet: Sequence[TrainingRun], out: Traini
                 "config": config,
                 "provenance": parts[0],
                 "merged": parts[1:],
-                "quiet": [*(part for plan in plans for part in plan.quiet), *(plan.provenance for plan in timed)],
+                "quiet": quieter,
             }
         )
     )
+
+
+def _unsupported(curve: Curve, config: TrainingConfig, device: Device) -> str | None:
+    """Why nobody can train the curve; None if somebody could have."""
+    return load(curve.loss.location).supports(config.case(curve, device), device)
 
 
 _FREE = {"loss", "training.label_smoothing"}

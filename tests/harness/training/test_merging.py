@@ -61,6 +61,26 @@ def test_curves_of_two_runs_are_compared(toy: MakeToy, tmp_path: Path) -> None:
     assert not list((tmp_path / "both").rglob("checkpoints"))
 
 
+def test_a_curve_that_nobody_could_train_says_why(toy: MakeToy, tmp_path: Path) -> None:
+    one = trained(tmp_path / "one", toy, ["cce"], training={"label_smoothing": [0.0]})
+    two = trained(tmp_path / "two", toy, ["baseline"])
+    code, stdout, stderr = merge(one.path, two.path, "--out", tmp_path / "both")
+    assert code == 0, stderr
+    (line,) = [line for line in stdout.splitlines() if line.startswith("- `cce`, β = 0.1")]
+    assert "skipped" in line and "has no label smoothing" in line
+
+
+def test_quiet_runs_that_measure_every_curve_replace_earlier_ones(toy: MakeToy, tmp_path: Path) -> None:
+    shared = trained(tmp_path / "shared", toy, ["baseline", "liger"], ms=40.0)
+    first = trained(tmp_path / "first", toy, ["liger"], ms=20.0)
+    later = trained(tmp_path / "later", toy, ["baseline", "liger"], ms=10.0)
+    assert merge(shared.path, "--quiet", first.path, "--out", tmp_path / "a")[0] == 0
+    assert merge(tmp_path / "a", "--quiet", later.path, "--out", tmp_path / "b")[0] == 0
+    assert len(TrainingRun(tmp_path / "a").plan().quiet) == len(TrainingRun(tmp_path / "b").plan().quiet) == 1
+    assert merge(tmp_path / "b", "--quiet", first.path, "--out", tmp_path / "c")[0] == 0
+    assert len(TrainingRun(tmp_path / "c").plan().quiet) == 2  # baseline's is still of the later one
+
+
 def test_times_are_those_of_the_quiet_run(toy: MakeToy, tmp_path: Path) -> None:
     shared = trained(tmp_path / "shared", toy, ["baseline", "ours-exact"], ms=40.0)
     quiet = trained(tmp_path / "quiet", toy, ["ours-exact"], ms=10.0, training={"steps": 3})
