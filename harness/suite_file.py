@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.case import Inputs
+from harness.file_kind import check_kind
+from harness.input_header import header_mistakes
 from harness.suite import OnCpu, Suite, as_list
 from harness.yaml_source import InvalidFile, Location, Mistake, Source, mistakes_of, nearest, read_yaml
 from implementations.registry import LOWER_BOUND, known_names
@@ -17,8 +19,8 @@ from implementations.registry import LOWER_BOUND, known_names
 def load_suite(path: Path, to_be_run: bool = False) -> Suite:
     """The suite in `path`. Raises InvalidFile with the mistakes in it, each with its line.
 
-    What concerns whole cases is looked at when all else is right; whether the files of inputs are there only if the
-    suite is `to_be_run`, for another command may be about to write them.
+    What concerns whole cases is looked at when all else is right; whether the files of inputs are there and fit only
+    if the suite is `to_be_run`, for another command may be about to write them.
     """
     shipped = Path("suites", f"{path.stem}.yaml")
     if not path.exists() and shipped.is_file():
@@ -32,10 +34,11 @@ def suite_of(source: Source, to_be_run: bool = False) -> Suite:
     try:
         suite = Suite.model_validate(source.data)
     except ValidationError as error:
+        check_kind(source, "suite")
         raise InvalidFile([*mistakes_of(error, source, Suite), *_disagreeing_keys(source)]) from error
     mistakes = list(_disagreeing_keys(source))
     mistakes = mistakes or list(_idle_conditions(suite, source))
-    mistakes = mistakes or (list(_missing_files(suite, source)) if to_be_run else [])
+    mistakes = mistakes or (list(_unfit_files(suite, source)) if to_be_run else [])
     if mistakes:
         raise InvalidFile(mistakes)
     return suite
@@ -74,8 +77,9 @@ def _unknown(rows: list[Any]) -> list[str]:
     return [name for name in named if isinstance(name, str) and name not in known_names()]
 
 
-def _missing_files(suite: Suite, source: Source) -> Iterator[Mistake]:
-    """Inputs of kind file that are not there."""
+def _unfit_files(suite: Suite, source: Source) -> Iterator[Mistake]:
+    """Inputs of kind file that are not there, or hold other tensors than their cases need."""
+    cases = [case for device in suite.devices for case in suite.cases_on(device)]
     drawn_from: list[tuple[Location, Suite | OnCpu]] = [((), suite)]
     if suite.on_cpu:
         drawn_from.append((("on_cpu",), suite.on_cpu))
@@ -85,8 +89,14 @@ def _missing_files(suite: Suite, source: Source) -> Iterator[Mistake]:
             *((("cases", i, "inputs"), case.inputs) for i, case in enumerate(part.cases)),
         ]
         for location, inputs in given:
+            place = (*prefix, *location, "path")
             if inputs.path is not None and not Path(inputs.path).is_file():
-                yield source.mistake((*prefix, *location, "path"), f"no file {inputs.path} (seen from {Path.cwd()})")
+                yield source.mistake(place, f"no file {inputs.path} (seen from {Path.cwd()})")
+            elif inputs.path is not None:
+                reading = [case for case in cases if case.inputs == inputs]
+                found = [words for case in reading for words in header_mistakes(Path(inputs.path), case)]
+                if found:
+                    yield source.mistake(place, f"{inputs.path}: {'; '.join(dict.fromkeys(found))}")
 
 
 def _idle_conditions(suite: Suite, source: Source) -> Iterator[Mistake]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from harness.case import Case
 from harness.comparison.policy import Margins, Policy
+from harness.file_kind import check_kind
 from harness.yaml_source import InvalidFile, Mistake, Source, mistakes_of, nearest, read_yaml
 
 
@@ -24,6 +25,7 @@ def load_policy(path: Path | None, names: Sequence[str] = (), cases: Sequence[Ca
     try:
         policy = Policy.model_validate(source.data)
     except ValidationError as error:
+        check_kind(source, "policy")
         raise InvalidFile(mistakes_of(error, source, Policy)) from error
     mistakes = list(_idle_rules(policy, source, names, cases))
     if mistakes:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from harness.case import DATA, Case, Device
+from harness.file_kind import check_kind
 from harness.selection import InvalidSelection
 from harness.suite import OneOrMore, SuiteImplementation
 from harness.yaml_source import InvalidFile, Mistake, Source, mistakes_of, nearest, read_yaml
@@ -170,6 +171,7 @@ def load_training(path: Path) -> TrainingConfig:
     try:
         config = TrainingConfig.model_validate(source.data)
     except ValidationError as error:
+        check_kind(source, "training")
         raise InvalidFile(mistakes_of(error, source, TrainingConfig)) from error
     missing = list(_missing_text(config.data, source))
     if missing:

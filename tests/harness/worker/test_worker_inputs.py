@@ -151,9 +151,9 @@ def test_a_file_is_taken_as_it_is(tmp_path):
         ({"linear_bias": torch.zeros(6)}, {}, "has linear_bias, but the case says linear_bias: false"),
         ({}, {"tokens": 5}, r"input is \(4, 8\), the case needs \(5, 8\); target is \(4,\), the case needs \(5,\)"),
         ({}, {"vocab_size": 7}, r"linear_weight is \(6, 8\), the case needs \(7, 8\)"),
-        ({}, {"dtype": "float16"}, r"input is torch.bfloat16, the case needs torch.float16"),
+        ({}, {"dtype": "float16"}, r"input is bfloat16, the case needs float16"),
         ({"target": torch.tensor([0, 6, -1, 3])}, {}, r"2 targets are neither in 0..5 nor -100"),
-        ({"target": torch.tensor([0, 1, 2, 3], dtype=torch.int32)}, {}, "target is torch.int32"),
+        ({"target": torch.tensor([0, 1, 2, 3], dtype=torch.int32)}, {}, "target is int32, the case needs int64"),
     ],
 )
 def test_a_file_that_does_not_fit(tmp_path, changes, case_changes, message):
