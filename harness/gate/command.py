@@ -119,7 +119,7 @@ def gate(
         fail(str(error), UNFIT)
     except KeyboardInterrupt:
         fail("interrupted; a gate begins anew: its rounds belong together", INTERRUPTED)
-    except (OSError, ValueError, UnusableRun, runs.InvalidOptions) as error:
+    except (OSError, ValueError) as error:
         fail(str(error))
     _finish(markdown(found, f"Gate of {name}"), directory.path)
     raise typer.Exit(found.exit_code)

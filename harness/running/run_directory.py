@@ -22,7 +22,7 @@ from harness.suite import Suite, Where
 P = TypeVar("P", bound=BaseModel)
 
 
-class UnusableRun(Exception):
+class UnusableRun(ValueError):
     """A run directory that cannot be used as asked; the message says why and what to do."""
 
 

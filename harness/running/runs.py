@@ -31,7 +31,7 @@ class UnfitEnvironment(Exception):
     """This machine cannot measure what was asked for; one clear sentence."""
 
 
-class InvalidOptions(Exception):
+class InvalidOptions(ValueError):
     """Options of a row that its implementation refuses; one clear sentence."""
 
 

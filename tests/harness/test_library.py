@@ -15,7 +15,6 @@ import pytest
 
 import harness
 from harness.running import runs
-from harness.running.run_directory import UnusableRun
 
 pytestmark = pytest.mark.takes_s(30)
 ROOT = Path(__file__).parents[2]
@@ -118,9 +117,15 @@ def test_a_machine_that_cannot_measure_is_said_so(no_gpu: None, tmp_path: Path) 
 
 def test_a_run_is_not_overwritten(no_gpu: None, tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("precious\n")
-    with pytest.raises(UnusableRun, match="holds a run already"):
+    with pytest.raises(ValueError, match="holds a run already"):
         harness.run_suite(SUITE, only="baseline", out=tmp_path)
     assert (tmp_path / "records.jsonl").read_text() == "precious\n"
+
+
+def test_options_that_a_row_refuses_are_a_value_error(no_gpu: None, tmp_path: Path) -> None:
+    row = {"name": "ours", "options": {"tolerance": 0.01}}
+    with pytest.raises(ValueError, match="tolerance"):
+        harness.run_suite(changed(implementations=["baseline", row]), out=tmp_path / "run")
 
 
 def test_importing_costs_nothing_and_measuring_no_torch() -> None:
