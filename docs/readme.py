@@ -6,7 +6,7 @@ Each table stands under a comment that says where it is from; what else README s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.analysis.formats import MIB
@@ -16,6 +16,7 @@ from harness.analysis.pictures.time_memory import time_memory
 from harness.analysis.row import Row
 from harness.analysis.rows import Rows
 from harness.calibration.figure_file import save_figure
+from harness.record import Record
 
 README = Path("README.md")
 PICTURE = Path("docs/time-memory")
@@ -68,27 +69,34 @@ def head_lines(rows: Sequence[Row], named: Sequence[str]) -> Iterator[str]:
         )
 
 
+def found_in(text: str, pattern: re.Pattern[str]) -> re.Match[str]:
+    found = pattern.search(text)
+    assert found is not None, pattern.pattern
+    return found
+
+
+def records_of_case(found: re.Match[str]) -> list[Record]:
+    return [record for record in read_records(Path(found["run"])) if record.case_id == found["case"]]
+
+
+def with_lines(text: str, found: re.Match[str], lines: Iterable[str]) -> str:
+    """`text` with other lines in the table that was found, under the same head."""
+    head = found["table"].splitlines(keepends=True)[:2]
+    return text[: found.start("table")] + "".join([*head, *lines]) + text[found.end("table") :]
+
+
 def written(text: str) -> str:
     """README with its tables written anew."""
-    for pattern in (CASE, HEADS):
-        found = pattern.search(text)
-        assert found is not None, pattern.pattern
-        head, rule, *old = found["table"].splitlines(keepends=True)
-        records = read_records(Path(found["run"]))
-        if pattern is CASE:
-            rows = Rows([record for record in records if record.case_id == found["case"]])
-            new = case_lines([row for row in rows if not row.analytic])
-        else:
-            new = head_lines(list(Rows(records)), [cells.strip("|").split("|")[0].strip() for cells in old])
-        text = text[: found.start("table")] + "".join([head, rule, *new]) + text[found.end("table") :]
-    return text
+    found = found_in(text, CASE)
+    text = with_lines(text, found, case_lines([row for row in Rows(records_of_case(found)) if not row.analytic]))
+    found = found_in(text, HEADS)
+    named = [cells.strip("|").split("|")[0].strip() for cells in found["table"].splitlines()[2:]]
+    return with_lines(text, found, head_lines(list(Rows(read_records(Path(found["run"])))), named))
 
 
 def draw(text: str, stem: Path) -> tuple[Path, Path]:
     """The picture of the first table's case, as SVG and PNG."""
-    found = CASE.search(text)
-    assert found is not None
-    drawn = time_memory([record for record in read_records(Path(found["run"])) if record.case_id == found["case"]])
+    drawn = time_memory(records_of_case(found_in(text, CASE)))
     assert isinstance(drawn, Picture)
     return save_figure(drawn.figure, stem)
 

@@ -2,7 +2,7 @@
 
 Copies this tree, plants one change in the copy's `ours`, and runs `gate --pair base=. head=COPY`:
 
-    slowdown   busy 3 % longer: products in the forward, a wait would be idle     exit 1
+    slowdown   3 % more work, products, in the forward                       exit 1
     memory     1 MiB more that lives from the forward to the backward        exit 1
     gradients  2 % too large                                                 exit 3
     none       the same code, ten gates in a row                             exit 0 each

@@ -19,6 +19,7 @@ from harness.capture.sparsity import Sparsity, sparsity
 from harness.case import DType
 from harness.running.run_kind import kind_of
 from harness.training.curve_log import CurveLog
+from harness.worker.input_file import targets_outside
 from harness.worker.inputs import IGNORE_INDEX
 
 _TENSORS = ("input", "linear_weight", "target")
@@ -119,7 +120,7 @@ def _mistakes(input: Tensor, weight: Tensor, target: Tensor) -> Iterator[str]:
         yield f"{shapes} are not (N, D), (V, D), (N,)"
     elif target.dtype != torch.int64:
         yield f"target is {target.dtype}, not torch.int64"
-    elif outside := int(((target != IGNORE_INDEX) & ((target < 0) | (target >= len(weight)))).sum()):
+    elif outside := targets_outside(target, len(weight), IGNORE_INDEX):
         yield f"{outside} of the targets are neither in 0..{len(weight) - 1} nor {IGNORE_INDEX}"
     elif input.dtype != weight.dtype or not input.is_floating_point():
         yield f"input is {input.dtype} and linear_weight {weight.dtype}, not floating point of one kind"

@@ -17,7 +17,7 @@ from harness.comparison.runs import AGAIN
 from harness.comparison.within import compare_within
 from harness.gate.pair_runner import PairRunner
 from harness.gate.pairing import Pair, paired_suite, pairs_of
-from harness.gate.tree import Tree, UnusableTree
+from harness.gate.tree import MEASURING, Tree, UnusableTree
 from harness.progress import Progress
 from harness.record import Provenance, Record
 from harness.running import runs
@@ -72,11 +72,11 @@ class PairGate:
         if not any(pair.head for pair in pairs):
             raise UnusableTree(f"head={self.head.ref} has none of {', '.join(self.names)}")
         packages = {row.location.partition(":")[0].partition(".")[0] for pair in pairs for row in pair.rows}
+        measured = sorted({*packages, *provenance.PACKAGES} - {MEASURING})
         for tree in self._trees:
-            if not tree.holds(packages):
-                wanted = ", ".join(sorted(packages | {"implementations", "kernels"}))
+            if not tree.holds(measured):
                 raise UnusableTree(
-                    f"{tree.label}={tree.ref} holds nothing of what is measured: one of {wanted}; "
+                    f"{tree.label}={tree.ref} holds nothing of what is measured: one of {', '.join(measured)}; "
                     "what would be measured in its name is the running harness's"
                 )
 

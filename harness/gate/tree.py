@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.provenance import PACKAGES, ROOT, revision
 from harness.running.process import Origin
 
-_MEASURING = "harness"
+MEASURING = "harness"
 _CONTRACT = ("contract.py", "registry.py")
 _ADAPTERS = "implementations"
 _NAMES = "import json, implementations.registry as r; print(json.dumps(r.REGISTRY))"
@@ -56,7 +56,7 @@ class Tree:
         return f"{self.ref} ({commit})" + ("" if self.python == sys.executable else ", in an environment of its own")
 
     def holds(self, packages: Iterable[str]) -> bool:
-        """Whether any of the packages, or of this project's, is the tree's own.
+        """Whether any of the packages is the tree's own.
 
         Where none is, the running one's would be measured in its name, and be equal to itself. An environment of its
         own is taken at its word: it has what was installed into it.
@@ -64,7 +64,7 @@ class Tree:
         if self.python != sys.executable:
             return True
         folders = (self.root, self.root / "src")
-        for package in {*packages, *PACKAGES} - {_MEASURING}:
+        for package in packages:
             if any((folder / package).is_dir() or (folder / f"{package}.py").is_file() for folder in folders):
                 return True
             found = find_spec(package)  # an editable install may lie anywhere in the tree
@@ -112,10 +112,10 @@ def overlay_of(root: Path, into: Path) -> Path:
     What the tree lacks of this project's packages is the running one's too: an installed copy might be anybody's.
     """
     into.mkdir(parents=True)
-    (into / _MEASURING).symlink_to(ROOT / _MEASURING)
+    (into / MEASURING).symlink_to(ROOT / MEASURING)
     own = {entry.name: entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")}
     for name, entry in {**{package: ROOT / package for package in PACKAGES}, **own}.items():
-        if name not in (_MEASURING, _ADAPTERS):
+        if name not in (MEASURING, _ADAPTERS):
             (into / name).symlink_to(entry)
     adapters = own.get(_ADAPTERS, ROOT / _ADAPTERS)
     (into / _ADAPTERS).mkdir()

@@ -12,6 +12,11 @@ from harness.case import Case
 from harness.input_header import header_mistakes, wanted_tensors
 
 
+def targets_outside(target: Tensor, vocab_size: int, ignore_index: int) -> int:
+    """How many of target (N,) are neither a class, in 0..vocab_size - 1, nor ignored."""
+    return int(((target != ignore_index) & ((target < 0) | (target >= vocab_size))).sum())
+
+
 def read_input_file(
     case: Case, ignore_index: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -29,8 +34,7 @@ def read_input_file(
     with safe_open(str(path), framework="pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name) for name in wanted_tensors(case)}
     target = tensors["target"].contiguous()
-    outside = int(((target != ignore_index) & ((target < 0) | (target >= case.vocab_size))).sum())
-    if outside:
+    if outside := targets_outside(target, case.vocab_size, ignore_index):
         what = f"{outside} targets are neither in 0..{case.vocab_size - 1} nor {ignore_index}"
         raise ValueError(f"inputs file {path}: {what}")
     return tensors["input"], tensors["linear_weight"], tensors.get("linear_bias"), target
