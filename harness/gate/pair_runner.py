@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.analysis.statistics.ratio import ratio_interval
-from harness.analysis.statistics.turns import Turns, arranged
+from harness.analysis.statistics.turns import Turns, timed_turns
 from harness.analysis.statistics.verdict import Verdict, verdict_of
 from harness.case import Case
 from harness.comparison.comparison import BASE, HEAD
@@ -59,7 +58,7 @@ class PairRunner(CaseRunner):
 
     def _rounds(self, case: Case, notice: Notice) -> Rounds:
         rounds = super()._rounds(case, notice)
-        rounds.unknown = _UnsurePairs(case, self.margin)
+        rounds.unknown = _UnsurePairs(case, self.margin, self._timeout_s)
         return rounds
 
 
@@ -69,6 +68,7 @@ class _UnsurePairs:
 
     case: Case
     margin: Margin
+    timeout_s: float
     _looked: int = -1
     _names: set[str] = field(default_factory=set)
 
@@ -86,12 +86,15 @@ class _UnsurePairs:
             base = known.get(name.removesuffix(HEAD) + BASE)
             if name.endswith(HEAD) and base is not None:
                 margin = self.margin(name.removesuffix(HEAD), self.case)
-                ratio = ratio_interval(_turns(head), _turns(base))
-                if margin is not None and verdict_of(ratio, margin) is Verdict.UNSURE:
+                head_turns, base_turns = self._turns(head), self._turns(base)
+                if margin is None or head_turns is None or base_turns is None:
+                    continue
+                if verdict_of(ratio_interval(head_turns, base_turns), margin) is Verdict.UNSURE:
                     found |= {name, base.implementation.name}
         return found
 
-
-def _turns(player: Player) -> Turns:
-    taken: dict[str, list[Any]] = player.samples
-    return arranged(player.name, taken["round"], taken["fwd_bwd_ms"])
+    def _turns(self, player: Player) -> Turns | None:
+        """As the gate will judge them: with a call's share of what is done rarely. None if nothing was timed."""
+        if player.figures is None:
+            player.figures = (player.ask("figures", self.timeout_s) or {}).get("figures", {})
+        return timed_turns(player.name, player.times(), amortised_ms=player.figures.get("amortised_ms", 0.0))

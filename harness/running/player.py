@@ -28,6 +28,7 @@ class Player:
     opened: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[Any]] = field(default_factory=dict)  # of all turns so far, each with round and position
+    figures: dict[str, float] | None = None  # what it says of itself; None while nobody asked
     stopped: Stopped | None = None  # why it had no more turns; None if it failed or had none
     lead_in_ms: float = 0.0  # before every timed call
     memory: Memory | None = None

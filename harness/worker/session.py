@@ -171,6 +171,7 @@ class ImplementationSession:
         self.watch = timing.stopwatch(self.device)
         self.nvml = environment.nvml_handle() if self.device.type == "cuda" else None
         self.prepared = False
+        self.told: dict[str, float] | None = None  # what `figures` found
 
     def opened(self) -> Answer:
         synchronize(self.device)
@@ -233,15 +234,21 @@ class ImplementationSession:
 
     def agree(self, eager: dict[str, Any], max_excess: float) -> Answer:
         """Compares loss and gradients with the oracle, and calls with each other. `eager`: the referee's yardstick."""
-        self._prepare()  # where nothing was timed nobody settled
-        self.call.clear_gradients()
-        figures = self.call.figures()
-        self.call.clear_gradients()  # figures may come of a call; gradients that are live are memory without poison
+        told = self.figures()
         claims = self.implementation.deterministic
         claimed = claims(self.case) if callable(claims) else claims
         judged = judge(self.call, self.intact, claimed, Yardstick.model_validate(eager), max_excess)
-        answer: Answer = judged.model_dump() | {"figures": figures}
+        answer: Answer = judged.model_dump() | told
         return answer
+
+    def figures(self) -> Answer:
+        """What the implementation says of itself: found once, so that all who ask of a case read the same."""
+        if self.told is None:
+            self._prepare()  # where nothing was timed nobody settled
+            self.call.clear_gradients()
+            self.told = self.call.figures()
+            self._yield_device()  # they may come of a call; gradients that are live are memory without poison
+        return {"figures": dict(self.told)}
 
     def _prepare(self) -> float:
         """Before the first call: what is kept from call to call is computed on tokens that are not timed. Seconds."""

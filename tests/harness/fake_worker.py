@@ -85,6 +85,9 @@ class FakeWorker:
     def _settle(self) -> dict[str, Any]:
         return {"first_call_s": 1.0, "settle_s": 2.0}
 
+    def _figures(self) -> dict[str, Any]:
+        return {"figures": {}}
+
     def _memory(self, **_: Any) -> dict[str, Any]:
         names = ("fwd_no_grad_peak", "fwd_peak", "bwd_peak", "fwd_bwd_peak", "retained")
         return {f"{name}_bytes": 1 << 20 for name in names}

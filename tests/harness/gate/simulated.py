@@ -87,6 +87,7 @@ class Planted:
     slowdown: float = 0.0  # a fraction of the time
     more_bytes: int = 0
     gradient_scale: float = 1.0
+    rarely_ms: float = 0.0  # a call's share of what the timed calls leave out
     process_bias: float = 0.0  # standard deviation: what a process is slower by for as long as it lives
 
 
@@ -144,6 +145,9 @@ class SimulatedWorker(FakeWorker):
         columns = {"fwd_no_grad_ms": 0.3, "fwd_ms": 0.4, "bwd_ms": 0.6, "fwd_bwd_ms": 1.0}
         return {name: [value * share for value in taken] for name, share in columns.items()} | state
 
+    def _figures(self) -> dict[str, Any]:
+        return {"figures": {"amortised_ms": self.planted.rarely_ms}}
+
     def _memory(self, **_: Any) -> dict[str, Any]:
         taken = super()._memory()
         return taken | {"fwd_bwd_peak_bytes": taken["fwd_bwd_peak_bytes"] + self.planted.more_bytes}
@@ -153,7 +157,7 @@ class SimulatedWorker(FakeWorker):
         excess = error / EAGER_ERROR
         words = f"grad_weight: error {error:.2g} is {excess:.3g} x eager's {EAGER_ERROR:.2g} (limit {max_excess:g})"
         judged = {"grad_weight_error": error, "grad_weight_excess": excess}
-        return AGREEMENT | judged | {"failures": [words] if excess > max_excess else []}
+        return AGREEMENT | judged | self._figures() | {"failures": [words] if excess > max_excess else []}
 
 
 class SimulatedTree(Tree):

@@ -52,6 +52,16 @@ def test_the_gates_of_the_example_at_the_noise_of_its_gpu(tmp_path: Path) -> Non
     assert exit_codes(SHORT_CALLS, 10, Planted(slowdown=0.03), ONE_SHORT_ROW) == {1: 10}
 
 
+def test_rounds_go_on_for_what_the_gate_will_judge(tmp_path: Path) -> None:
+    """An order of head's that costs just the margin is in no sample: nobody knows, and no round says it does."""
+    found = simulated_gate(NOISE_AND_DRIFT, 0, Planted(rarely_ms=0.9), tmp_path)
+    (ours,) = (row for row in found.rows if row.name == "ours")
+    assert ours.time_verdict is Verdict.UNSURE
+    stopped = {r.implementation: r.times.stopped for r in read_records(tmp_path) if r.times}
+    assert stopped["ours@base"] == stopped["ours@head"] == "budget"
+    assert stopped["liger@head"] == "known"
+
+
 def test_one_mebibyte_more_is_a_regression(tmp_path: Path) -> None:
     found = simulated_gate(EVERYTHING, 0, Planted(more_bytes=MIB), tmp_path)
     assert found.exit_code == 1
