@@ -48,7 +48,8 @@ class Prepares(Protocol):
     """A loss function that keeps something from call to call which it fits to a batch, such as an order of the classes.
 
     `prepare` is called once, before any other call, with another batch over the same linear_weight: nothing that is
-    kept may be fitted to the tokens that are timed again and again. What it costs is told as `amortised_ms` (below).
+    kept may be fitted to the tokens that are timed again and again (where a file has no others, to those as they were
+    before the first call). In a training it is not called. What it costs is told as `amortised_ms` (below).
     """
 
     def prepare(

@@ -72,7 +72,10 @@ def fused_in_forward(case: Case) -> bool:
 
 
 class OwnLoss:
-    """The loss function of a preset. One module for each setting, which keeps the vocabulary order of its head."""
+    """The loss function of a preset. One module for each setting, which keeps the vocabulary order of its head.
+
+    Unprepared, as in a training, it computes that anew now and then, as the module does by default.
+    """
 
     def __init__(self, preset: str, **options: Any) -> None:
         self._settings = PRESETS[preset] | options
@@ -99,8 +102,10 @@ class OwnLoss:
         linear_bias: Tensor | None,  # noqa: ARG002  (no order depends on it)
         **settings: Any,
     ) -> None:
-        """Computes the order that is kept, where a forward would."""
-        self._module(linear_weight, settings).layout(input.detach().requires_grad_(), linear_weight, target)
+        """Computes the order that is kept from now on: a refresh would fit it to the tokens that are timed."""
+        key = self._key(linear_weight, settings)
+        self._modules[key] = self._new_module(settings, order_interval=0)  # what refreshes cost is in figures
+        self._modules[key].layout(input.detach().requires_grad_(), linear_weight, target)
 
     def figures(
         self,
@@ -119,7 +124,7 @@ class OwnLoss:
 
         from kernels.linear_cross_entropy.kept_order import INTERVAL
 
-        module = self._new_module(settings, return_stats=True)
+        module = self._new_module(settings, return_stats=True, order_interval=0)
         module.load_state_dict(self._module(linear_weight, settings).state_dict())  # the order that was measured
         loss, stats = module(input, linear_weight, target, linear_bias)
         torch.autograd.backward(loss, upstream.to(loss.dtype))
@@ -132,16 +137,18 @@ class OwnLoss:
         return told
 
     def _module(self, linear_weight: Tensor, settings: dict[str, Any]) -> LinearCrossEntropyLoss:
-        key = (*settings.values(), linear_weight.shape)
+        key = self._key(linear_weight, settings)
         if key not in self._modules:
             self._modules[key] = self._new_module(settings)
         return self._modules[key]
 
-    def _new_module(self, settings: dict[str, Any], *, return_stats: bool = False) -> LinearCrossEntropyLoss:
+    def _key(self, linear_weight: Tensor, settings: dict[str, Any]) -> tuple[object, ...]:
+        return (*settings.values(), linear_weight.shape)
+
+    def _new_module(self, settings: dict[str, Any], **more: Any) -> LinearCrossEntropyLoss:
         from kernels import LinearCrossEntropyLoss
 
-        # the order of `prepare` stays: a refresh would fit it to the tokens that are timed. Its cost is in figures
-        return LinearCrossEntropyLoss(**settings, **self._settings, return_stats=return_stats, order_interval=0)
+        return LinearCrossEntropyLoss(**settings, **self._settings, **more)
 
 
 def _order_ms(module: LinearCrossEntropyLoss, input: Tensor, linear_weight: Tensor, target: Tensor) -> float:

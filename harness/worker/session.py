@@ -255,9 +255,8 @@ class ImplementationSession:
         if self.prepared or not isinstance(self.call.loss_function, Prepares):
             return 0.0
         self.prepared = True
-        other = draw_another_batch(self.case, self.device)
-        if other is None:
-            return 0.0
+        own = self.tensors.input.detach(), self.tensors.target
+        other = draw_another_batch(self.case, self.device) or own  # those where a file has no others
         synchronize(self.device)
         begin = time.perf_counter()
         self.call.prepare(*other)

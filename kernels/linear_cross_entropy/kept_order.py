@@ -22,10 +22,13 @@ GROUP_TOKENS = 1024  # 8 blocks of tokens: one in eight at most is shared with a
 # Of all pairs: what an order must leave out to be worth its cost, a packed copy of C in the forward and scattered rows
 # of dC (together 0.16 to 0.24 of a GEMM on a Gemma-2 head, where all pairs would take 10; docs/kernel-notes.md).
 WORTH = 0.02
-STATE = ("order", "centres", "_head", "_age")
+STATE = ("order", "centres", "_head", "_age", "_span")
 # Forwards. An order and the look at its worth took 28 to 78 ms on six heads (reports/models-h200): over so many steps
 # 0.3 to 1.2 % of each, and weights move slowly.
 INTERVAL = 500
+# The first order is kept for so many forwards, every further one for twice as many as the last, up to the interval: at
+# the start of a training logits say nothing yet of how classes will move, and weights move fast. Four orders more.
+FIRST_INTERVAL = 25
 
 
 class KeptOrder:
@@ -33,7 +36,8 @@ class KeptOrder:
 
     kind: "tree" keeps classes together whose logits move together; "auto" is the tree if it leaves fewer pairs to
     compute than the classes as they are, by what it costs (WORTH); "average-logit" sorts by the mean logit, as the
-    paper does; "none" leaves the classes as they are. interval: forwards between two orders; 0 keeps the first.
+    paper does; "none" leaves the classes as they are. interval: forwards between two orders, fewer between the first
+    few (FIRST_INTERVAL); 0 keeps the first.
     token_groups: how many centres, 1 for none; fewer where there are fewer than GROUP_TOKENS tokens for each.
     Raises ValueError for other values.
     """
@@ -50,6 +54,7 @@ class KeptOrder:
         self.centres: Tensor | None = None  # (K, D) fp32
         self._head: torch.Size | None = None  # the weight's shape they were computed for
         self._age = 0  # forwards since then
+        self._span = FIRST_INTERVAL  # after how many they are too old, if the interval is not over before
 
     def of(
         self, input: Tensor, linear_weight: Tensor, target: Tensor | None, settings: Mapping[str, Any]
@@ -68,7 +73,7 @@ class KeptOrder:
         tokens = input.detach().reshape(-1, input.shape[-1])
         if not wants_gradient or not tail_tile_classes(tokens, linear_weight, _computed_dtype(input)):
             return None, None
-        if not fits or (self.interval > 0 and self._age >= self.interval):
+        if not fits or (self.interval > 0 and self._age >= min(self.interval, self._span)):
             self.refresh(input, linear_weight, target, settings)
         self._age += 1
         device = linear_weight.device
@@ -96,6 +101,8 @@ class KeptOrder:
                 self.order = None
         groups = min(self.token_groups, len(tokens) // GROUP_TOKENS)
         self.centres = token_centres(tokens, groups) if groups > 1 else None
+        again = self._head == linear_weight.shape
+        self._span = min(2 * self._span, max(self.interval, FIRST_INTERVAL)) if again else FIRST_INTERVAL
         self._head, self._age = linear_weight.shape, 0
 
     def state(self) -> dict[str, Any]:

@@ -25,14 +25,15 @@ class LinearCrossEntropyLoss(nn.Module):
     values at once.
 
     For gradient="auto" and "corrected" it keeps the vocabulary's order: computed at the first forward that needs a
-    gradient, again every `order_interval` such forwards (the weights move slowly), and part of the state dict. Under
-    torch.compile the order that is there is used; `refresh_order` computes one.
+    gradient, again after 25 such forwards, 50 more and so on until it is every `order_interval` (weights move fast at
+    the start of a training, then slowly), and part of the state dict. Under torch.compile the order that is there is
+    used; `refresh_order` computes one.
 
     Args:
         order: "tree" keeps classes together whose logits move together; "auto" is the tree where that leaves enough
             fewer pairs to compute than the classes as they are (tokens by frequency can be as good); "average-logit"
             sorts by the mean logit, as the paper does; "none" leaves the classes as they are.
-        order_interval: forwards between two orders; 0 keeps the first.
+        order_interval: most forwards between two orders; 0 keeps the first.
         token_groups: groups of tokens with models of their own, up to one for 1024 tokens; their centres are kept with
             the order.
     """

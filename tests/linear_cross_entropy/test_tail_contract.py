@@ -1,12 +1,14 @@
 """The tail-corrected gradient's arguments, report and kept order: what a caller relies on where Triton is not."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import LinearCrossEntropyLoss, linear_cross_entropy
+from kernels.linear_cross_entropy import kept_order
 from kernels.linear_cross_entropy.config import tail_tile_classes
 from kernels.linear_cross_entropy.tail.report import FIELDS, GradientStats
 
@@ -180,6 +182,36 @@ def test_the_age_of_an_order_is_part_of_the_state() -> None:
     module.refresh_order(*operands()[:2])
     other.set_extra_state(module.get_extra_state() | {"_age": 499})
     assert other.get_extra_state()["_age"] == 499
+
+
+def _forwards_with_a_new_order(monkeypatch: pytest.MonkeyPatch, forwards: int, **settings: Any) -> list[int]:
+    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_: 4)
+    kept, orders, found = kept_order.KeptOrder("tree", **settings), [], []
+    for number in range(forwards):
+        input, weight, target = operands()
+        orders.append(kept.of(input.requires_grad_(), weight, target, {})[0])
+        if number == 0 or orders[-1] is not orders[-2]:
+            found.append(number)
+    return found
+
+
+def test_the_first_orders_are_kept_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fitted to the weights that a training starts from is of no use soon after."""
+    assert _forwards_with_a_new_order(monkeypatch, 2000) == [0, 25, 75, 175, 375, 775, 1275, 1775]
+    assert _forwards_with_a_new_order(monkeypatch, 100, interval=30) == [0, 25, 55, 85]
+    assert _forwards_with_a_new_order(monkeypatch, 50, interval=10) == [0, 10, 20, 30, 40]
+    assert _forwards_with_a_new_order(monkeypatch, 100, interval=0) == [0]
+
+
+def test_a_head_of_another_size_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_: 4)
+    input, weight, target = operands()
+    kept = kept_order.KeptOrder("tree")
+    for _ in range(100):
+        kept.of(input.requires_grad_(), weight, target, {})
+    assert kept.state()["_span"] > 2 * kept_order.FIRST_INTERVAL
+    kept.of(input, weight[:20], target.clamp(max=19), {})
+    assert kept.state()["_span"] == kept_order.FIRST_INTERVAL
 
 
 def test_a_module_on_a_cpu_computes_no_order() -> None:

@@ -11,7 +11,7 @@ from harness.case import Case
 from harness.worker.session import Sessions
 from implementations.baseline import eager_loss
 from implementations.contract import Implementation
-from implementations.registry import REGISTRY
+from implementations.registry import REGISTRY, load
 from kernels.linear_cross_entropy import kept_order
 
 CASE = Case(tokens=2048, hidden_size=8, vocab_size=64, dtype="float32", inputs="gaussian")
@@ -91,6 +91,20 @@ def test_ours_keeps_the_order_of_other_tokens_however_often_it_is_called(monkeyp
     session.turn(2)
     assert len(orders) == 1
     assert not orders[0].equal(session.tensors.input)
+
+
+@pytest.mark.usefixtures("order_on_a_cpu")
+def test_ours_computes_a_new_order_now_and_then_where_nobody_prepared_it() -> None:
+    """As in a training, whose first order is of random weights."""
+    loss = load(REGISTRY["ours"]).build()
+    weight = torch.randn(64, 8, requires_grad=True)
+    settings = {"linear_bias": None, "label_smoothing": 0.0, "ignore_index": -100, "softcap": None, "reduction": "mean"}
+    orders = []
+    for _ in range(kept_order.FIRST_INTERVAL + 1):
+        loss(torch.randn(2048, 8), weight, torch.zeros(2048, dtype=torch.int64), **settings)
+        (module,) = loss._modules.values()
+        orders.append(module.vocabulary_order)
+    assert orders[0] is orders[-2] and orders[-1] is not orders[-2]
 
 
 @pytest.mark.usefixtures("order_on_a_cpu")
