@@ -83,14 +83,15 @@ class _UnsurePairs:
         known = {player.implementation.name: player for player in players if not player.second}
         found: set[str] = set()
         for name, head in known.items():
-            base = known.get(name.removesuffix(HEAD) + BASE)
-            if name.endswith(HEAD) and base is not None:
-                margin = self.margin(name.removesuffix(HEAD), self.case)
-                head_turns, base_turns = self._turns(head), self._turns(base)
-                if margin is None or head_turns is None or base_turns is None:
-                    continue
-                if verdict_of(ratio_interval(head_turns, base_turns), margin) is Verdict.UNSURE:
-                    found |= {name, base.implementation.name}
+            row = name.removesuffix(HEAD)
+            base = known.get(row + BASE)
+            if base is None or (margin := self.margin(row, self.case)) is None:
+                continue
+            head_turns, base_turns = self._turns(head), self._turns(base)
+            if head_turns is None or base_turns is None:
+                continue
+            if verdict_of(ratio_interval(head_turns, base_turns), margin) is Verdict.UNSURE:
+                found |= {name, base.implementation.name}
         return found
 
     def _turns(self, player: Player) -> Turns | None:
