@@ -237,6 +237,20 @@ def test_rows_without_a_gradient_hold_no_nan() -> None:
     assert leaves[0].grad[:3].abs().max() == 0 and leaves[0].grad[10:20].abs().max() == 0
 
 
+def test_upstream_gradients_that_cancel() -> None:
+    """lse - loss is the target's logit: its gradient is the target's row of C, and the token."""
+    problem = draw("zipf-medium")
+    leaves = problem.input.requires_grad_(), problem.weight.requires_grad_()
+    loss, lse = linear_cross_entropy(
+        *leaves, problem.target, reduction="none", return_lse=True, gradient="corrected", vocabulary_order=tree(problem)
+    )
+    (lse - loss).mean().backward()
+    tokens, classes = (leaf.detach().double() / N for leaf in leaves)
+    weight = torch.zeros_like(classes).index_add_(0, problem.target, tokens)
+    assert error(leaves[0].grad, classes[problem.target]) < 4e-3
+    assert error(leaves[1].grad, weight) < 4e-3
+
+
 def test_a_mean_over_no_rows() -> None:
     problem = draw("zipf-medium", beta=0.1, ignored=N)
     found = run(problem, tree(problem))

@@ -89,6 +89,22 @@ def test_rows_that_do_not_count(ordered: bool, method) -> None:
     assert_exact(problem, loss, exact)
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(beta=0.1, bias=True), dict(beta=0.1, softcap=5.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_upstream_gradients_that_cancel(settings: dict, dtype: torch.dtype, method) -> None:
+    """Of lse - loss, that is the target's logit: no probability has a gradient, the targets have."""
+    problem = make_problem("zipf", 100, 40, 700, dtype=dtype, ignored=5, **settings)
+    upstream = torch.where(problem.counted, mean_upstream(problem), 0.0)
+    exact = oracle(problem, -upstream, upstream)[1]
+    # What smoothing is under a softcap is modelled; nothing else is here.
+    method(threshold=EVERY_PAIR if problem.softcap else TARGETS_ALONE)
+    found = run(problem, -upstream, upstream, certify=True)
+    for name in ("input", "weight"):
+        wrong = error(getattr(found.gradients, name), getattr(exact, name))
+        assert wrong < (2e-3 if dtype == torch.float16 else 1e-5), name
+    assert found.stats.active_fraction > 0 and found.stats.modelled_mass == 0
+
+
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_mean_over_no_rows(softcap: float | None) -> None:
     problem = make_problem("gaussian", 70, 40, 300, beta=0.1, softcap=softcap, bias=True, ignored=70)

@@ -119,7 +119,7 @@ def test_routing_against_plain_torch(settings: dict, ordered: bool, monkeypatch:
     assert tiles.lse.shape == (8, 120 if settings.get("ignored") else 150)
     mass = (tiles.lse - statistics.lse).exp() * (1.0 if tiles.mass_slope is None else tiles.mass_slope.float())
     weighted = upstream.p_scale * mass
-    holds = (target // TILE == torch.arange(8)[:, None]) & (upstream.p_scale != 0)
+    holds = (target // TILE == torch.arange(8)[:, None]) & (upstream.loss != 0)
     active = holds | (weighted.abs() * tiles.residual.float() > routing.threshold[:, None])
     assert 0 < int(active.sum()) < active.numel()
     assert torch.equal(routing.counts, active.sum(1).to(torch.int32))

@@ -23,6 +23,7 @@ from kernels.linear_cross_entropy.tail.groups import BLOCK_N, TokenGroups
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
+from kernels.linear_cross_entropy.tail.upstream import Upstream
 
 # No bound lies below 7 ln(2/delta) / (3 S) of the sum of b_n^2; errors that cancel over a thousand tiles do.
 SAMPLED_TOKENS = 2048
@@ -51,7 +52,7 @@ class Backward:
     groups: TokenGroups | None
     routing: Routing
     target: Tensor  # (N,) int64: positions in the vocabulary order
-    p_scale: Tensor  # (N,) fp32: g + l
+    given: Upstream
     first_order: Tensor | None  # (N, D) fp32: the first-order term, None without
     gradients: Gradients
 
@@ -115,12 +116,13 @@ class Backward:
         mass = (self.tiles.lse[:, tokens] - self.statistics.lse[tokens]).exp()
         if self.tiles.mass_slope is not None:
             mass = mass * self.tiles.mass_slope[:, tokens].float()
-        scale = self.p_scale[tokens]
+        scale = self.given.p_scale[tokens]
         weighted = torch.where(scale == 0, 0.0, mass * scale)
         score = weighted.abs() * self.tiles.residual[:, tokens].float()
         numbers = torch.arange(self.model.tiles, device=tokens.device)
         own = numbers[:, None] == (self.target[tokens] // self.model.tile_classes)[None, :]
-        return weighted, score, (score > self.routing.threshold[:, None]) | (own & (scale != 0)[None, :])
+        counted = (scale != 0) | (self.given.loss[tokens] != 0)
+        return weighted, score, (score > self.routing.threshold[:, None]) | (own & counted[None, :])
 
     def _tail_difference(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens and classes (places in the order): p u less its model where inactive, 0 elsewhere; and p u."""
@@ -133,7 +135,7 @@ class Backward:
         if problem.softcap:
             t = torch.tanh(z / problem.softcap)
             z, slope = t * problem.softcap, 1 - t * t
-        scale = self.p_scale[tokens][:, None]
+        scale = self.given.p_scale[tokens][:, None]
         exact = (z - self.statistics.lse[tokens][:, None]).exp() * slope * scale
         weighted, _, active = self._pairs(tokens)
         tile_of = places // model.tile_classes
@@ -154,7 +156,7 @@ class Backward:
             unordered[:, order] = difference
             errors.append((unordered.to(C.dtype) @ C).float())
             hot = self.target[tokens].clamp(0, len(C) - 1)[:, None]
-            exact.scatter_add_(1, hot, -self.p_scale[tokens][:, None] * (1 - self.problem.label_smoothing))
+            exact.scatter_add_(1, hot, -self.given.loss[tokens][:, None] * (1 - self.problem.label_smoothing))
             roundings.append((exact * norms).norm(dim=1))
         error = torch.cat(errors)
         return error if self.first_order is None else error - self.first_order[drawn], torch.cat(roundings)
@@ -175,4 +177,4 @@ class Backward:
         return float(error.norm()) * math.sqrt(V / count) / max(norm, 1e-300)
 
     def _all_tokens(self) -> Tensor:  # (N,)
-        return torch.arange(self.problem.tokens, device=self.p_scale.device)
+        return torch.arange(self.problem.tokens, device=self.given.p_scale.device)

@@ -115,7 +115,7 @@ def gradients(
     result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats
-    backward = Backward(problem, statistics, tiles, model, groups, routing, target, given.p_scale, term, result)
+    backward = Backward(problem, statistics, tiles, model, groups, routing, target, given, term, result)
     return result, replace(stats, certificate=backward.certificate())
 
 

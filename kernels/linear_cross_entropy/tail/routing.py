@@ -59,7 +59,7 @@ class Routing:
 
     @property
     def unit(self) -> Tensor | None:
-        """() fp32: the largest |g + l|, which keeps tail within the range of fp16; None for 1."""
+        """() fp32: the largest |g| and |g + l|, which keeps tail within the range of fp16; None for 1."""
         return self.totals[LARGEST.value] if self.tail.dtype == SCALED_DTYPE else None
 
 
@@ -188,7 +188,7 @@ def route_kernel(
         mask = rows < N
         place = tile.to(tl.int64) * N + rows
         weighted, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-        active = is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes)
+        active = is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes)
         modelled = tl.where(active, 0.0, weighted * unit)
         tl.store(tail + place, modelled.to(tail.dtype.element_ty), mask=mask)
         mass += modelled
@@ -205,10 +205,12 @@ def route_kernel(
 
 
 @triton.jit
-def is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes):
+def is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes):
     """Whether a pair is computed: its score, or that it holds the target of a row that counts."""
     y = tl.load(target + rows, mask=mask, other=-1)
-    counted = tl.load(p_scale + rows, mask=mask, other=0.0) != 0.0
+    # Of lse - loss, say, g + l is 0 in rows that have a gradient all the same: their target's.
+    loss = tl.load(g + rows, mask=mask, other=0.0)
+    counted = (loss != 0.0) | (tl.load(p_scale + rows, mask=mask, other=0.0) != 0.0)
     holds = (y >= tile * tile_classes) & (y < (tile + 1) * tile_classes) & counted
     return (holds | (score > bound) | (score != score)) & mask  # noqa: PLR0124 - a nan is computed, not hidden
 
@@ -246,6 +248,7 @@ def list_kernel(
     tile_lse,  # (T, N) fp32
     residual,  # (T, N) bf16
     mass_slope,  # (T, N) bf16, unused without SOFTCAP
+    g,  # (N,) fp32
     p_scale,  # (N,) fp32
     lse,  # (N,) fp32
     target,  # (N,) int64: positions in the vocabulary order
@@ -271,7 +274,7 @@ def list_kernel(
             mask = rows < N
             place = tile.to(tl.int64) * N + rows
             _, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-            active = is_active(score, bound, target, p_scale, rows, mask, tile, tile_classes)
+            active = is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes)
             flags = active.to(tl.int32)
             tl.store(tokens + count + tl.cumsum(flags, axis=0) - 1, rows, mask=active)
             count += tl.sum(flags, axis=0)
@@ -339,8 +342,8 @@ def list_pairs(
         torch.empty(n, dtype=torch.int32, device=target.device) for n in (blocks * block_rows, blocks)
     )
     list_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, given.p_scale, statistics.lse, target, routing.threshold,
-        routing.first_block, tokens, tile_of_block, N, model.tile_classes,
+        tiles.lse, tiles.residual, tiles.mass_slope, given.loss, given.p_scale, statistics.lse, target,
+        routing.threshold, routing.first_block, tokens, tile_of_block, N, model.tile_classes,
         SOFTCAP=problem.softcap > 0, ROWS=block_rows, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return tokens, tile_of_block

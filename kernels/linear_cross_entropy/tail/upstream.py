@@ -48,7 +48,7 @@ def upstream_kernel(
         tl.store(p_scale + rows, scale, mask=mask)
         wrong = loss * (keep - tl.exp(-tl.load(nll + rows, mask=mask, other=0.0)))
         one_hot += tl.where(loss == 0.0, 0.0, wrong * wrong)
-        largest = tl.maximum(largest, tl.abs(scale))
+        largest = tl.maximum(largest, tl.maximum(tl.abs(loss), tl.abs(scale)))
         both += tl.abs(scale)
     tl.store(totals + LARGEST, tl.maximum(tl.max(largest, axis=0), 1e-30))
     tl.store(totals + ONE_HOT, tl.maximum(tl.sum(one_hot, axis=0), 1e-37))
