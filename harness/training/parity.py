@@ -21,10 +21,11 @@ _NONE = "—"
 
 @dataclass(frozen=True)
 class Gap:
-    """The largest distance of two curves, and the step at which they are as far apart."""
+    """The largest distance of two curves, the step at which they are as far apart, and their root mean square."""
 
     value: float
     step: int
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ class ParityRow:
     peak_bytes: int | None  # the largest of the warm steps
 
 
-def largest_gap(curve: TrainedCurve | None, reference: TrainedCurve | None, name: str) -> Gap | None:
-    """The largest distance in `name`; None if one of the curves is missing, or they have no step in common."""
+def gap_to(curve: TrainedCurve | None, reference: TrainedCurve | None, name: str) -> Gap | None:
+    """The distance in `name` over the steps of both; None if a curve is missing, or they have no step in common."""
     if curve is None or reference is None:
         return None
     steps, gaps = distance(curve, reference, name)
     if not steps:
         return None
     place = int(gaps.argmax())
-    return Gap(float(gaps[place]), steps[place])
+    return Gap(float(gaps[place]), steps[place], float((gaps**2).mean() ** 0.5))
 
 
 def parity_rows(curves: Sequence[TrainedCurve]) -> list[ParityRow]:
@@ -76,10 +77,10 @@ def parity_rows(curves: Sequence[TrainedCurve]) -> list[ParityRow]:
                 steps=curve.steps[-1].step,
                 last_loss=curve.steps[-1].loss,
                 held_out_loss=curve.evaluations[-1].held_out_loss if curve.evaluations else None,
-                loss_gap=largest_gap(compared, baseline, "loss"),
-                loss_yardstick=largest_gap(yardstick, baseline, "loss"),
-                grad_norm_gap=largest_gap(compared, baseline, "grad_norm"),
-                grad_norm_yardstick=largest_gap(yardstick, baseline, "grad_norm"),
+                loss_gap=gap_to(compared, baseline, "loss"),
+                loss_yardstick=gap_to(yardstick, baseline, "loss"),
+                grad_norm_gap=gap_to(compared, baseline, "grad_norm"),
+                grad_norm_yardstick=gap_to(yardstick, baseline, "grad_norm"),
                 step_ms=median(step.step_ms for step in warm) if warm else None,
                 tokens_per_s=median(step.tokens_per_s for step in warm) if warm else None,
                 peak_bytes=max(peaks) if peaks else None,
@@ -120,4 +121,4 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _gap(gap: Gap | None) -> str:
-    return _NONE if gap is None else f"{gap.value:.1e} @{gap.step}"
+    return _NONE if gap is None else f"{gap.value:.1e} @{gap.step}, {gap.rms:.1e}"

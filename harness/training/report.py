@@ -66,9 +66,9 @@ def _legend(curves: Sequence[TrainedCurve]) -> list[str]:
     betas = {curve.label_smoothing for curve in curves}
     missing = sorted(b for b in betas if find(curves, BASELINE, b) is None or find(curves, YARDSTICK, b) is None)
     lines = [
-        f"A gap is the largest distance of a curve to `{BASELINE}` at the same β, and the step where it is. The "
-        f"yardstick is that of `{YARDSTICK}`: two trainings by torch whose arithmetic is rounded differently. Held-out "
-        "is in nats per token without label smoothing, by eager torch for every curve.",
+        f"A gap is the largest distance of a curve to `{BASELINE}` at the same β, the step where it is, and the root "
+        f"mean square over all steps. The yardstick is that of `{YARDSTICK}`: two trainings by torch whose arithmetic "
+        "is rounded differently. Held-out: nats per token without label smoothing, by eager torch for every curve.",
         f"step ms and tokens/s are medians, peak MiB is the largest, without the first steps of each process (at most "
         f"{cold} of a curve here), in which kernels are compiled and tuned.",
     ]

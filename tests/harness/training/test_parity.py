@@ -69,10 +69,10 @@ def test_gaps_medians_and_peaks(run: TrainingRun) -> None:
     ours = rows["ours-exact", 0.0]
     assert ours.steps == 3
     assert ours.last_loss == 3.25
-    assert ours.loss_gap == Gap(0.5, 2)  # of the steps that both have
-    assert ours.grad_norm_gap == Gap(0.125, 3)
-    assert ours.loss_yardstick == Gap(0.25, 4)
-    assert ours.grad_norm_yardstick == Gap(0.5, 2)
+    assert ours.loss_gap == Gap(0.5, 2, pytest.approx((0.25 + 0.0625) ** 0.5 / 3**0.5))  # of the steps that both have
+    assert ours.grad_norm_gap == Gap(0.125, 3, pytest.approx(0.125 / 3**0.5))
+    assert ours.loss_yardstick == Gap(0.25, 4, 0.125)
+    assert ours.grad_norm_yardstick == Gap(0.5, 2, 0.25)
     assert (ours.step_ms, ours.peak_bytes) == (5.0, 3 * MIB)  # without the first step
     baseline = rows["baseline", 0.0]
     assert (baseline.loss_gap, baseline.grad_norm_gap) == (None, None)
@@ -92,14 +92,22 @@ def test_the_table_has_these_numbers(run: TrainingRun) -> None:
         "2.0000",
         "2.5000",
         "—",
-        "2.5e-01 @4",
+        "2.5e-01 @4, 1.2e-01",
         "—",
-        "5.0e-01 @2",
+        "5.0e-01 @2, 2.5e-01",
         "20.00",
         "3200",
         "1",
     ]
-    assert rows[4][5:] == ["5.0e-01 @2", "2.5e-01 @4", "1.2e-01 @3", "5.0e-01 @2", "5.00", "13333", "3"]
+    assert rows[4][5:] == [
+        "5.0e-01 @2, 3.2e-01",
+        "2.5e-01 @4, 1.2e-01",
+        "1.2e-01 @3, 7.2e-02",
+        "5.0e-01 @2, 2.5e-01",
+        "5.00",
+        "13333",
+        "3",
+    ]
     assert rows[5][4:] == ["—"] * 8
 
 
