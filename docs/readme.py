@@ -21,7 +21,7 @@ from harness.record import Record
 README = Path("README.md")
 PICTURE = Path("docs/time-memory")
 CASE = re.compile(r"<!-- from (?P<run>\S+), case (?P<case>\S+); .*?-->\n(?P<table>(?:\|.*\n)+)")
-HEADS = re.compile(r"<!-- heads from (?P<run>\S+); .*?-->\n(?P<table>(?:\|.*\n)+)")
+HEADS = re.compile(r"<!-- heads from (?P<run>\S+), β = (?P<beta>\S+); .*?-->\n(?P<table>(?:\|.*\n)+)")
 
 
 def line(*cells: str) -> str:
@@ -54,17 +54,19 @@ def case_lines(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def head_lines(rows: Sequence[Row], named: Sequence[str]) -> Iterator[str]:
-    """`ours` on each head that the table names as "Name, V 1, D 2", beside the exact path and eager."""
+def head_lines(rows: Sequence[Row], named: Sequence[str], beta: float) -> Iterator[str]:
+    """`ours` on each head that the table names as "Name, V 1, D 2", beside the exact path and peers."""
     for head in named:
         sizes = [int(number) for number in re.findall(r"[VD] (\d+)", head)]
-        of = {row.implementation: row for row in rows if [row.vocab_size, row.hidden_size] == sizes}
-        ours, exact, eager = of["ours"], of["ours-exact"], of["baseline"]
+        found = [row for row in rows if [row.vocab_size, row.hidden_size, row.label_smoothing] == [*sizes, beta]]
+        of = {row.implementation: row for row in found}
+        ours, exact, *peers = (of[name] for name in ("ours", "ours-exact", "torch-compile", "baseline", "liger"))
+        gemms = [(row, f"{row.fwd_bwd_gemms:.2f}") for row in (ours, exact, *peers)]
         yield line(
             head,
             f"{ours.fwd_bwd_ms:.1f}",
-            *(f"{row.fwd_bwd_gemms:.2f}" for row in (ours, exact, eager)),
-            *(f"{row.fwd_bwd_peak_bytes / MIB:.0f}" for row in (ours, eager)),
+            *(number if row.status == "ok" else f"({number})" for row, number in gemms),
+            *(f"{row.fwd_bwd_peak_bytes / MIB:.0f}" for row in (ours, *peers)),
             f"{ours.grad_input_excess:.2f} / {ours.grad_weight_excess:.2f}",
         )
 
@@ -91,7 +93,9 @@ def written(text: str) -> str:
     text = with_lines(text, found, case_lines([row for row in Rows(records_of_case(found)) if not row.analytic]))
     found = found_in(text, HEADS)
     named = [cells.strip("|").split("|")[0].strip() for cells in found["table"].splitlines()[2:]]
-    return with_lines(text, found, head_lines(list(Rows(read_records(Path(found["run"])))), named))
+    return with_lines(
+        text, found, head_lines(list(Rows(read_records(Path(found["run"])))), named, float(found["beta"]))
+    )
 
 
 def draw(text: str, stem: Path) -> tuple[Path, Path]:
