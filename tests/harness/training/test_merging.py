@@ -54,7 +54,7 @@ def test_curves_of_two_runs_are_compared(toy: MakeToy, tmp_path: Path) -> None:
     assert "2026-03-04T05:06:01Z" in stdout and "2026-03-04T05:06:02Z" in stdout  # where each part comes from
     rows = [line for line in stdout.splitlines() if line.startswith("| ours-exact")]
     assert [row.split("|")[2].strip() for row in rows] == ["0.1", "0.3"]
-    assert [row.split("|")[6].strip() for row in rows] == ["0.0e+00 @1, 0.0e+00", "—"]  # beside the other run's baseline
+    assert [row.split("|")[6].strip() for row in rows] == ["0.0e+00 @1, 0.0e+00", "—"]  # the other's baseline
     assert "`ours-exact`, β = 0: not begun" in stdout
     assert stdout == (tmp_path / "both" / "report.md").read_text()
     assert (tmp_path / "both" / "curves.png").exists()
