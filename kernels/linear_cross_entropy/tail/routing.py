@@ -188,13 +188,13 @@ def route_kernel(
         mask = rows < N
         place = tile.to(tl.int64) * N + rows
         weighted, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-        active = is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes)
+        loss = tl.load(g + rows, mask=mask, other=0.0)
+        active = is_active(score, bound, target, loss, p_scale, rows, mask, tile, tile_classes)
         modelled = tl.where(active, 0.0, weighted * unit)
         tl.store(tail + place, modelled.to(tail.dtype.element_ty), mask=mask)
         mass += modelled
         weight += tl.abs(modelled)
         if FLAT:
-            loss = tl.load(g + rows, mask=mask, other=0.0)
             slope = tl.load(mean_slope + place, mask=mask, other=0.0).to(tl.float32)
             flat = tl.where(active | (loss == 0.0), 0.0, loss * slope * unit)
             tl.store(flat_tail + place, flat.to(flat_tail.dtype.element_ty), mask=mask)
@@ -205,11 +205,10 @@ def route_kernel(
 
 
 @triton.jit
-def is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes):
+def is_active(score, bound, target, loss, p_scale, rows, mask, tile, tile_classes):
     """Whether a pair is computed: its score, or that it holds the target of a row that counts."""
     y = tl.load(target + rows, mask=mask, other=-1)
     # Of lse - loss, say, g + l is 0 in rows that have a gradient all the same: their target's.
-    loss = tl.load(g + rows, mask=mask, other=0.0)
     counted = (loss != 0.0) | (tl.load(p_scale + rows, mask=mask, other=0.0) != 0.0)
     holds = (y >= tile * tile_classes) & (y < (tile + 1) * tile_classes) & counted
     return (holds | (score > bound) | (score != score)) & mask  # noqa: PLR0124 - a nan is computed, not hidden
@@ -274,7 +273,8 @@ def list_kernel(
             mask = rows < N
             place = tile.to(tl.int64) * N + rows
             _, score = scores(tile_lse, residual, mass_slope, p_scale, lse, place, rows, mask, SOFTCAP)
-            active = is_active(score, bound, target, g, p_scale, rows, mask, tile, tile_classes)
+            loss = tl.load(g + rows, mask=mask, other=0.0)
+            active = is_active(score, bound, target, loss, p_scale, rows, mask, tile, tile_classes)
             flags = active.to(tl.int32)
             tl.store(tokens + count + tl.cumsum(flags, axis=0) - 1, rows, mask=active)
             count += tl.sum(flags, axis=0)
