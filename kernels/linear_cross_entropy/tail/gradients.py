@@ -18,11 +18,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy import dense
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
-from kernels.linear_cross_entropy.tail.active_pairs import (
-    scatter_input_gradient,
-    write_logit_gradient,
-    write_weight_gradient,
-)
+from kernels.linear_cross_entropy.tail.active_pairs import scatter_input_gradient, write_logit_gradient
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions, gather_options, plan_blocks
 from kernels.linear_cross_entropy.tail.certificate import Backward, Certificate
 from kernels.linear_cross_entropy.tail.elementwise import less_outer_product
@@ -34,6 +30,7 @@ from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
 from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
+from kernels.linear_cross_entropy.tail.weight_gradient import write_weight_gradient
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
 # lengths, and every launch ends with its longest. What only a softcap needs comes out of it.

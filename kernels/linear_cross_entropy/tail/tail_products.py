@@ -6,12 +6,12 @@ from torch import Tensor
 from kernels.linear_cross_entropy.column_sum import column_sum
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.products import add_product
-from kernels.linear_cross_entropy.tail.active_pairs import Pulls
 from kernels.linear_cross_entropy.tail.first_order import add_first_order
 from kernels.linear_cross_entropy.tail.groups import TokenGroups, grouped_input, grouped_pull
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing
+from kernels.linear_cross_entropy.tail.weight_gradient import Pulls
 
 
 class TailProducts:
