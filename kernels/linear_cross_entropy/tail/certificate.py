@@ -24,6 +24,7 @@ from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import Upstream
+from kernels.linear_cross_entropy.tail.weight_first_order import Covariance, rows_of_term
 
 # No bound lies below 7 ln(2/delta) / (3 S) of the sum of b_n^2; errors that cancel over a thousand tiles do.
 SAMPLED_TOKENS = 2048
@@ -53,7 +54,8 @@ class Backward:
     routing: Routing
     target: Tensor  # (N,) int64: positions in the vocabulary order
     given: Upstream
-    first_order: Tensor | None  # (N, D) fp32: the first-order term, None without
+    first_order: Tensor | None  # (N, D) fp32: dE's first-order term, None without
+    of_weight_term: tuple[Covariance, Tensor] | None  # what dC's is made of, with the tiles' masses (T,); None without
     gradients: Gradients
 
     def certificate(self) -> Certificate:
@@ -173,6 +175,8 @@ class Backward:
         for tokens in self._all_tokens().split(4096):
             difference, _ = self._tail_difference(tokens, places)
             error += difference.t() @ self.problem.input[tokens].float()
+        if self.of_weight_term is not None:
+            error -= rows_of_term(self.problem, self.model, *self.of_weight_term, places)
         norm = float(gradient.norm(dtype=torch.float32))
         return float(error.norm()) * math.sqrt(V / count) / max(norm, 1e-300)
 

@@ -2,7 +2,7 @@
 
     routing      which pairs matter, from what the forward saw                       routing.py
     tail         dE = M^T centre,  S = M E    M_tn = (g_n + l_n) m_nt, 0 of active   two products, 1/256 GEMM each
-    first order  dE += w (E - mean) A                                                first_order.py
+    first order  dE += w (E - mean) A,      dC_v += q_v M_t K (C_v - centre_t)       [weight_]first_order.py
     smoothing    dE -= g beta mean_v C_v,     dC_v -= (beta / V) sum_n g_n E_n       rank one
     exact        dE += dz C,  dC = dz^T E + q S                                      active_pairs.py
 Sum_v dz_nv stays 0 for every token but for the rounding of M: what the model puts into a tile is the tile's true mass.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy import dense
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
+from kernels.linear_cross_entropy.tail import weight_first_order
 from kernels.linear_cross_entropy.tail.active_pairs import scatter_input_gradient, write_logit_gradient
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions, gather_options, plan_blocks
 from kernels.linear_cross_entropy.tail.certificate import Backward, Certificate
@@ -33,7 +34,7 @@ from kernels.linear_cross_entropy.tail.upstream import upstream
 from kernels.linear_cross_entropy.tail.weight_gradient import write_weight_gradient
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
-# lengths, and every launch ends with its longest. What only a softcap needs comes out of it.
+# lengths, and every launch ends with its longest. What only a softcap or dC's first-order term needs comes out of it.
 GATHER_BYTES, LEAST_GATHER_BYTES = 32 * 2**20, 24 * 2**20
 
 
@@ -75,6 +76,7 @@ def gradients(
     pulls = products.pulls(given.loss) if needs.weight or needs.bias else None
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
+    covariance = products.token_covariance() if needs.weight else None
     del products
     *first_block, share = ends.wait().tolist()
     total, pairs = first_block[-1], problem.tokens * model.tiles
@@ -90,7 +92,9 @@ def gradients(
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
-    scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_softcap if t is not None)
+    weight_term = None if covariance is None else weight_first_order.weight_term(problem, model, covariance)
+    of_others = (*of_softcap, None if weight_term is None else weight_term.classes)
+    scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_others if t is not None)
     scratch = max(scratch, LEAST_GATHER_BYTES)
     ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
     sizes = [first_block[stop] - first_block[start] for start, stop in ranges]
@@ -107,12 +111,13 @@ def gradients(
             if accumulator is not None:
                 scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
         if pulls is not None:
-            write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options)
-    del dz_memory, dz, pulls
+            write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options, weight_term)
+    of_term = None if covariance is None or pulls is None else (covariance, pulls.mass[:, 0])
+    del dz_memory, dz, pulls, weight_term
     result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats
-    backward = Backward(problem, statistics, tiles, model, groups, routing, target, given, term, result)
+    backward = Backward(problem, statistics, tiles, model, groups, routing, target, given, term, of_term, result)
     return result, replace(stats, certificate=backward.certificate())
 
 

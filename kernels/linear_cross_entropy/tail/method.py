@@ -24,6 +24,7 @@ class TailMethod:
     tolerance: float  # relative error of dE and dC to aim at, beside the rounding of their dtype
     tail: bool = True  # False: inactive pairs contribute nothing
     first_order: bool = True
+    weight_first_order: bool = False  # a first-order term in dC too: not measured on a GPU yet
     choose: bool = True  # the dense path where too many pairs are active; False: never
     dense_fraction: float = DENSE_FRACTION
     most_modelled: float = MOST_MODELLED

@@ -16,6 +16,7 @@ from kernels.linear_cross_entropy.launch import cdiv, next_power_of_2
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions
 from kernels.linear_cross_entropy.tail.model import TailModel
+from kernels.linear_cross_entropy.tail.weight_first_order import WeightTerm
 
 
 @triton.jit(do_not_specialize=["first_tile", "tiles", "done"])
@@ -30,15 +31,22 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     shift,  # (D,) fp32: share
     flat_shape,  # (V,) fp32, unused without FLAT
     flat_pulls,  # (T, D) fp32: F, unused without FLAT
-    masses,  # (T, K) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS
+    masses,  # (T, K) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS and FIRST_ORDER
     bias_shift,  # () fp32: (beta / V) sum_n g_n; unused without HAS_BIAS
     flat_masses,  # (T,) fp32, unused without FLAT and HAS_BIAS
+    weight,  # (V, D), unused without FIRST_ORDER, as are the following
+    centre,  # (T, D)
+    variance,  # () fp32
+    turned,  # (V, RANK), by class: C folded
+    turned_centre,  # (T, RANK) fp32: centre folded
+    directions,  # (D, RANK)
     grad_weight,  # (V, D), out; unused without HAS_WEIGHT
     grad_bias,  # (V,), out; unused without HAS_BIAS
     V,
     D,
     K,
     stride_input,
+    stride_weight,
     first_tile,
     tiles,
     done,
@@ -46,6 +54,8 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     HAS_BIAS: tl.constexpr,
     FLAT: tl.constexpr,
     GROUPED: tl.constexpr,
+    FIRST_ORDER: tl.constexpr,  # of one group and without a softcap
+    RANK: tl.constexpr,
     ORDERED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -104,6 +114,15 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
             total -= flat[:, None] * tl.load(flat_pulls + out, mask=in_row, other=0.0)[None, :]
         else:
             total -= tl.load(shift + cols, mask=in_row, other=0.0)[None, :]
+        if FIRST_ORDER:
+            rank = tl.arange(0, RANK)
+            p = tl.load(turned + classes[:, None] * RANK + rank[None, :], mask=inside[:, None], other=0.0)
+            p = (p.to(tl.float32) - tl.load(turned_centre + tile * RANK + rank)[None, :]).to(turned.dtype.element_ty)
+            w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=in_row[None, :], other=0.0)
+            c = tl.load(weight + classes[:, None] * stride_weight + cols[None, :],
+                        mask=inside[:, None] & in_row[None, :], other=0.0).to(tl.float32)  # fmt: skip
+            c = (c - tl.load(centre + out, mask=in_row, other=0.0).to(tl.float32)[None, :]) * tl.load(variance)
+            total += (q * tl.load(masses + tile))[:, None] * tl.dot(p, w, c, input_precision="ieee")
         tl.store(grad_weight + classes[:, None] * D + cols[None, :], total.to(grad_weight.dtype.element_ty),
                  mask=inside[:, None] & in_row[None, :])  # fmt: skip
     if HAS_BIAS:  # noqa: SIM102 - one is known to the compiler, the other is not
@@ -141,19 +160,29 @@ def write_weight_gradient(
     grad_weight: Tensor | None,  # (V, D), out
     grad_bias: Tensor | None,  # (V,), out
     options: GatherOptions,
+    term: WeightTerm | None = None,
 ) -> None:
     """dC and db of the blocks' tiles, tail included."""
     D = problem.hidden_size
     classes = min(options.weight_classes, model.tile_classes)
     parts = model.tile_classes // classes
     columns = cdiv(D, options.weight_cols) if grad_weight is not None else 1
+    term_arguments: tuple[Tensor | None, ...] = (None,) * 6
+    if term is not None and grad_weight is not None:
+        term_arguments = (
+            problem.weight, model.centre, term.covariance.variance,
+            term.classes, term.centres, term.covariance.directions,
+        )  # fmt: skip
     write_weight_gradient_kernel[(blocks.tiles * parts * columns,)](
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
         pulls.tile, pulls.shift, model.flat_shape, pulls.flat, pulls.mass, pulls.bias_shift, pulls.flat_mass,
+        *term_arguments,
         grad_weight, grad_bias,
-        problem.vocab_size, D, model.groups, problem.input.stride(0), blocks.first_tile, blocks.tiles, blocks.done,
+        problem.vocab_size, D, model.groups, problem.input.stride(0), problem.weight.stride(0),
+        blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
         GROUPED=model.groups > 1, BLOCK_K=max(16, next_power_of_2(model.groups)),
+        FIRST_ORDER=term_arguments[0] is not None, RANK=16 if term is None else term.classes.shape[1],
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else next_power_of_2(D),
         STEP=options.weight_step,

@@ -1,0 +1,159 @@
+"""dC's first-order term, in Triton's interpreter; collected by test_tail_first_order_interpreted.py."""
+
+# ruff: noqa: N806 - N, V, D and E are the names of the glossary
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
+
+from kernels.linear_cross_entropy.problem import Problem
+from kernels.linear_cross_entropy.tail import gradients as steps
+from kernels.linear_cross_entropy.tail import tail_products, weight_first_order
+from kernels.linear_cross_entropy.tail.weight_first_order import Covariance, rows_of_term, token_covariance
+from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
+from tests.linear_cross_entropy.tail_runs import TARGETS_ALONE, Found, per_token, run, tree, use_method
+
+N, D, V = 120, 64, 700
+Method = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def method(monkeypatch: pytest.MonkeyPatch) -> Method:
+    use_method(monkeypatch)
+    return functools.partial(use_method, monkeypatch)
+
+
+def with_and_without(problem: Problem, upstream: Tensor, method: Method, **options: object) -> tuple[Found, Found]:
+    """Every pair but the targets' is modelled."""
+    found = []
+    for on in (True, False):
+        method(threshold=TARGETS_ALONE, weight_first_order=on)
+        found.append(run(problem, upstream, **options))
+    return found[0], found[1]
+
+
+def along_a_few_directions(problem: Problem, count: int = 4, strength: float = 2.0) -> Problem:
+    """Flat logits whose tokens differ along `count` directions, as trained ones do, beside noise."""
+    generator = torch.Generator().manual_seed(3)
+    directions = torch.linalg.qr(torch.randn(D, count, generator=generator)).Q
+    tokens = torch.randn(N, count, generator=generator) * strength @ directions.t()
+    tokens += 0.3 * torch.randn(N, D, generator=generator)
+    weight = 0.15 * torch.randn(V, D, generator=generator) + 0.3 * torch.randn(D, generator=generator)
+    target = torch.randint(0, 40, (N,), generator=generator)  # nearly all classes are cold
+    return replace(problem, input=tokens, weight=weight, target=target)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ordered"),
+    [(dict(), False), (dict(beta=0.1, bias=True, ignored=30), True), (dict(ignored=3), True)],
+    ids=str,
+)
+def test_the_kernel_adds_what_plain_torch_does(
+    settings: dict, ordered: bool, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ragged last tile, an order, rows that are packed away, upstream gradients of both signs."""
+    problem = make_problem("zipf", N, D, V, **settings)
+    order = tree(problem) if ordered else None
+    seen: list[tuple] = []
+
+    def watch(*given: object) -> Covariance:
+        seen.append((*given[:2], token_covariance(*given)))
+        return seen[-1][2]
+
+    masses = []
+    original = steps.write_weight_gradient
+
+    def write(*given: object) -> None:
+        masses.append(given[4].mass[:, 0])
+        original(*given)
+
+    monkeypatch.setattr(tail_products, "token_covariance", watch)
+    monkeypatch.setattr(steps, "write_weight_gradient", write)
+    on, off = with_and_without(problem, per_token(problem), method, order=order)
+    ((packed, model, covariance),) = seen
+    places = torch.arange(V)
+    term = rows_of_term(packed, model, covariance, masses[0], places)
+    assert float(term.norm()) > 0.01 * float(off.gradients.weight.norm())
+    added = torch.empty_like(term)
+    added[places] = (on.gradients.weight - off.gradients.weight)[places if order is None else order]
+    assert error(added, term.double()) < 1e-4
+    # sums over the classes stay what they are
+    scale = float(off.gradients.weight.norm())
+    assert float(added.sum(0).norm()) < 1e-5 * scale
+    for name in ("input", "bias"):
+        if getattr(off.gradients, name) is not None:
+            assert torch.equal(getattr(on.gradients, name), getattr(off.gradients, name))
+
+
+def test_the_covariance_is_that_of_the_tokens() -> None:
+    """Exact where R directions are all there is; else right in trace, and never more than K in the sketch's part."""
+    problem = along_a_few_directions(make_problem("gaussian", N, D, V))
+    tail = torch.rand(6, N)
+    typical = problem.input.mean(0, keepdim=True)
+    model = type("Model", (), {"typical": typical})
+    for noise in (False, True):
+        if not noise:
+            left = torch.linalg.svd(problem.input - typical, full_matrices=False)
+            few = left.U[:, :8] * left.S[:8] @ left.Vh[:8] + typical
+            given = replace(problem, input=few)
+        else:
+            given = problem
+        found = token_covariance(given, model, tail)
+        deviation = given.input - typical
+        weight = tail.sum(0) / tail.sum()
+        K = (deviation * weight[:, None]).t() @ deviation
+        mine = found.variance * torch.eye(D) + found.folded @ found.directions.t()
+        assert error(mine, K.double()) < (
+            0.15 if noise else 2e-3
+        )  # noise of 120 tokens is not the same in all directions
+        assert float(mine.trace()) == pytest.approx(float(K.trace()), rel=1e-3)
+        assert (
+            float(torch.linalg.eigvalsh(K.double() - (found.directions @ found.directions.t()).double()).min()) > -1e-3
+        )
+
+
+def test_no_tails_no_term() -> None:
+    problem = make_problem("gaussian", N, D, V)
+    model = type("Model", (), {"typical": problem.input.mean(0, keepdim=True)})
+    found = token_covariance(problem, model, torch.zeros(6, N))
+    assert float(found.variance) == 0 and float(found.folded.abs().max()) == 0
+
+
+def cold_error(found: Found, exact: Tensor, problem: Problem) -> Tensor:
+    cold = torch.ones(V, dtype=torch.bool)
+    cold[problem.target] = False
+    return ((found.gradients.weight.double() - exact).norm(dim=1) / exact.norm(dim=1))[cold]
+
+
+def test_rows_that_no_target_touches_are_better_off(method: Method) -> None:
+    problem = along_a_few_directions(make_problem("gaussian", N, D, V))
+    upstream = mean_upstream(problem)
+    exact = oracle(problem, upstream)[1].weight
+    on, off = with_and_without(problem, upstream, method, certify=True)
+    better, worse = cold_error(on, exact, problem), cold_error(off, exact, problem)
+    assert float(better.median()) < 0.3 * float(worse.median())  # 0.17 after 0.90
+    assert float(better.quantile(0.99)) < 0.5 * float(worse.quantile(0.99))  # 0.46 after 1.45
+    assert error(on.gradients.weight, exact) < error(off.gradients.weight, exact)
+    for found in (on, off):  # what is left is what the certificate says is left
+        assert 0.4 < found.stats.weight_estimate / error(found.gradients.weight, exact) < 2.5
+
+
+@pytest.mark.parametrize("settings", [dict(softcap=5.0), dict(groups=True)], ids=str)
+def test_a_softcap_and_groups_have_none(settings: dict, method: Method) -> None:
+    grouped = settings.pop("groups", False)
+    problem = make_problem("zipf", N, D, V, beta=0.1, **settings)
+    centres = problem.input[:2].float().contiguous() if grouped else None
+    on, off = with_and_without(problem, mean_upstream(problem), method, centres=centres)
+    assert torch.equal(on.gradients.weight, off.gradients.weight)
+
+
+def test_fewer_directions_than_dimensions() -> None:
+    assert weight_first_order.directions(40) == 16 and weight_first_order.directions(2304) == 64
