@@ -72,7 +72,24 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     tile = first_tile + index // parts
     v = (index % parts) * CLASSES + tl.arange(0, CLASSES)
     cols = column * COLS + tl.arange(0, COLS)
-    total = tl.zeros((CLASSES, COLS), tl.float32)
+    if FIRST_ORDER and HAS_WEIGHT:
+        # What the products below are added to: after them it would not fit into registers beside their sum.
+        place = tile * BLOCK_V + v
+        row = place.to(tl.int64)
+        if ORDERED:
+            row = tl.load(order + place, mask=place < V, other=0)
+        rank = tl.arange(0, RANK)
+        factor = tl.load(shape + place, mask=place < V, other=0.0) * tl.load(masses + tile)
+        c = tl.load(weight + row[:, None] * stride_weight + cols[None, :],
+                    mask=(place < V)[:, None] & (cols < D)[None, :], other=0.0).to(tl.float32)  # fmt: skip
+        c -= tl.load(centre + tile.to(tl.int64) * D + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+        p = tl.load(turned + row[:, None] * RANK + rank[None, :], mask=(place < V)[:, None], other=0.0).to(tl.float32)
+        p = p - tl.load(turned_centre + tile * RANK + rank)[None, :]
+        w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=(cols < D)[None, :], other=0.0)
+        total = tl.dot(p.to(turned.dtype.element_ty), w, c * tl.load(variance), input_precision="ieee")
+        total *= factor[:, None]
+    else:
+        total = tl.zeros((CLASSES, COLS), tl.float32)
     bias_total = tl.zeros((CLASSES,), tl.float32)
     begin = (tl.load(first_block + tile) - done) * ROWS
     end = (tl.load(first_block + tile + 1) - done) * ROWS
@@ -114,15 +131,6 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
             total -= flat[:, None] * tl.load(flat_pulls + out, mask=in_row, other=0.0)[None, :]
         else:
             total -= tl.load(shift + cols, mask=in_row, other=0.0)[None, :]
-        if FIRST_ORDER:
-            rank = tl.arange(0, RANK)
-            p = tl.load(turned + classes[:, None] * RANK + rank[None, :], mask=inside[:, None], other=0.0)
-            p = (p.to(tl.float32) - tl.load(turned_centre + tile * RANK + rank)[None, :]).to(turned.dtype.element_ty)
-            w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=in_row[None, :], other=0.0)
-            c = tl.load(weight + classes[:, None] * stride_weight + cols[None, :],
-                        mask=inside[:, None] & in_row[None, :], other=0.0).to(tl.float32)  # fmt: skip
-            c = (c - tl.load(centre + out, mask=in_row, other=0.0).to(tl.float32)[None, :]) * tl.load(variance)
-            total += (q * tl.load(masses + tile))[:, None] * tl.dot(p, w, c, input_precision="ieee")
         tl.store(grad_weight + classes[:, None] * D + cols[None, :], total.to(grad_weight.dtype.element_ty),
                  mask=inside[:, None] & in_row[None, :])  # fmt: skip
     if HAS_BIAS:  # noqa: SIM102 - one is known to the compiler, the other is not
