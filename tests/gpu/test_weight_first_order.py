@@ -1,7 +1,5 @@
 """dC's first-order term on a GPU, where it is off by default: what it is for, and that its certificate knows of it."""
 
-# ruff: noqa: N806 - N, D and V are the names of the glossary
-
 import functools
 
 import pytest
