@@ -43,6 +43,7 @@ from kernels.linear_cross_entropy.tail import (
     model,
     routing,
     tile_statistics,
+    weight_first_order,
     weight_gradient,
 )
 from kernels.linear_cross_entropy.tail import upstream as tail_upstream
@@ -246,8 +247,7 @@ def tail_arguments(tile: Tile, *, softcap: bool = False, smooth: bool = True, or
         "SMOOTH": smooth,
         "FLAT": flat,
         "GROUPED": False,
-        **{"FIRST_ORDER": False, "RANK": 64},
-        "ORDERED": ordered,
+        **{"FIRST_ORDER": False, "RANK": 0, "ORDERED": ordered},
         "SCALED": False,
         "GIVEN": False,
         "DISTANT": True,
@@ -295,12 +295,12 @@ def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: Gathe
     classes = {"CLASSES": min(blocks.weight_classes, tile.block_v)}
     classes |= {"COLS": blocks.weight_cols, "STEP": blocks.weight_step}
     options = {"num_warps": blocks.weight_warps, "num_stages": blocks.weight_stages}
-    for softcap, term in [(False, False), (False, True), (True, False)]:
+    for softcap, term, rank in [(False, False, 0), (False, True, 0), (False, True, 32), (True, False, 0)]:
         flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows} | classes
-        flags |= {"FIRST_ORDER": term}
-        # the term's product comes before the loop; on sm_80 beside its sum: measured, and not wanted
-        spilled = 208 if term and capability == 80 else 0
-        check(weight_gradient.write_weight_gradient_kernel, flags, options, capability, spilled, 2 if term else 1)
+        flags |= {"FIRST_ORDER": term, "RANK": rank}
+        # what the term needs comes before the loop; on sm_80 beside its sum: measured, and not wanted
+        spilled = 64 if term and capability == 80 else 0
+        check(weight_gradient.write_weight_gradient_kernel, flags, options, capability, spilled, 2 if rank else 1)
 
 
 @pytest.mark.parametrize("softcap", [False, True])
@@ -320,10 +320,10 @@ def test_small_tail_kernels() -> None:
     for kernel in (*small, elementwise.squared_distance_kernel):
         flags = arguments | {"mean": "*fp32", "weight": "*fp32", "out": "*bf16" if kernel in small else "*fp32"}
         check(kernel, flags, {"num_warps": 4}, capability)
-    sampled = arguments | {"out": "*bf16", "BLOCK_D": 1024}
-    check(first_order.sampled_rows_kernel, sampled, {"num_warps": 4}, capability)
-    check(tile_statistics.inverse_kernel, arguments, {"num_warps": 4}, capability)
-    check(tile_statistics.position_kernel, arguments, {"num_warps": 4}, capability)
+    check(first_order.sampled_rows_kernel, arguments | {"out": "*bf16", "BLOCK_D": 1024}, {"num_warps": 4}, capability)
+    square = arguments | dict.fromkeys(("matrix", "energy", "out", "spread"), "*fp32") | {"R": 32, "FOLD": True}
+    for kernel in (tile_statistics.inverse_kernel, tile_statistics.position_kernel, weight_first_order.whiten_kernel):
+        check(kernel, square, {"num_warps": 4}, capability)
     combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
     check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
     product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}

@@ -3,6 +3,7 @@
 # ruff: noqa: N806 - N, V, D and E are the names of the glossary
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail import gradients as steps
-from kernels.linear_cross_entropy.tail import tail_products, weight_first_order
-from kernels.linear_cross_entropy.tail.weight_first_order import Covariance, rows_of_term, token_covariance
+from kernels.linear_cross_entropy.tail import weight_first_order
+from kernels.linear_cross_entropy.tail.weight_first_order import (
+    Covariance,
+    CovarianceSketch,
+    rows_of_term,
+    sketch_covariance,
+    whiten_kernel,
+)
 from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
 from tests.linear_cross_entropy.tail_runs import TARGETS_ALONE, Found, per_token, run, tree, use_method
 
@@ -52,20 +59,26 @@ def along_a_few_directions(problem: Problem, count: int = 4, strength: float = 2
 
 
 @pytest.mark.parametrize(
-    ("settings", "ordered"),
-    [(dict(), False), (dict(beta=0.1, bias=True, ignored=30), True), (dict(ignored=3), True)],
+    ("settings", "ordered", "in_directions"),
+    [
+        (dict(), False, True),
+        (dict(beta=0.1, bias=True, ignored=30), True, True),
+        (dict(beta=0.1, bias=True, ignored=30), True, False),
+        (dict(ignored=3), True, True),
+    ],
     ids=str,
 )
 def test_the_kernel_adds_what_plain_torch_does(
-    settings: dict, ordered: bool, method: Method, monkeypatch: pytest.MonkeyPatch
+    settings: dict, ordered: bool, in_directions: bool, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ragged last tile, an order, rows that are packed away, upstream gradients of both signs."""
     problem = make_problem("zipf", N, D, V, **settings)
     order = tree(problem) if ordered else None
+    monkeypatch.setattr(weight_first_order, "LEAST_EXPLAINED", 0.0 if in_directions else 2.0)
     seen: list[tuple] = []
 
-    def watch(*given: object) -> Covariance:
-        seen.append((*given[:2], token_covariance(*given)))
+    def watch(*given: object) -> CovarianceSketch:
+        seen.append((*given[:2], sketch_covariance(*given)))
         return seen[-1][2]
 
     masses = []
@@ -75,10 +88,12 @@ def test_the_kernel_adds_what_plain_torch_does(
         masses.append(given[4].mass[:, 0])
         original(*given)
 
-    monkeypatch.setattr(tail_products, "token_covariance", watch)
+    monkeypatch.setattr(steps, "sketch_covariance", watch)
     monkeypatch.setattr(steps, "write_weight_gradient", write)
     on, off = with_and_without(problem, per_token(problem), method, order=order)
-    ((packed, model, covariance),) = seen
+    ((packed, model, sketch),) = seen
+    covariance = sketch.covariance()
+    assert (covariance.directions is not None) == in_directions
     places = torch.arange(V)
     term = rows_of_term(packed, model, covariance, masses[0], places)
     assert float(term.norm()) > 0.01 * float(off.gradients.weight.norm())
@@ -91,6 +106,11 @@ def test_the_kernel_adds_what_plain_torch_does(
     for name in ("input", "bias"):
         if getattr(off.gradients, name) is not None:
             assert torch.equal(getattr(on.gradients, name), getattr(off.gradients, name))
+
+
+def directed(sketch: CovarianceSketch) -> Covariance:
+    """Whatever its directions are worth."""
+    return Covariance(sketch.spread[0], sketch.directions, sketch.folded)
 
 
 def test_the_covariance_is_that_of_the_tokens() -> None:
@@ -106,7 +126,7 @@ def test_the_covariance_is_that_of_the_tokens() -> None:
             given = replace(problem, input=few)
         else:
             given = problem
-        found = token_covariance(given, model, tail)
+        found = directed(sketch_covariance(given, model, tail))
         deviation = given.input - typical
         weight = tail.sum(0) / tail.sum()
         K = (deviation * weight[:, None]).t() @ deviation
@@ -123,8 +143,9 @@ def test_the_covariance_is_that_of_the_tokens() -> None:
 def test_no_tails_no_term() -> None:
     problem = make_problem("gaussian", N, D, V)
     model = type("Model", (), {"typical": problem.input.mean(0, keepdim=True)})
-    found = token_covariance(problem, model, torch.zeros(6, N))
-    assert float(found.variance) == 0 and float(found.folded.abs().max()) == 0
+    sketch = sketch_covariance(problem, model, torch.zeros(6, N))
+    assert float(sketch.spread.abs().max()) == 0 and float(sketch.folded.abs().max()) == 0
+    assert float(sketch.covariance().variance) == 0
 
 
 def cold_error(found: Found, exact: Tensor, problem: Problem) -> Tensor:
@@ -156,4 +177,37 @@ def test_a_softcap_and_groups_have_none(settings: dict, method: Method) -> None:
 
 
 def test_fewer_directions_than_dimensions() -> None:
-    assert weight_first_order.directions(40) == 16 and weight_first_order.directions(2304) == 64
+    assert weight_first_order.directions(40) == 16 and weight_first_order.directions(2304) == 32
+
+
+def test_directions_are_taken_where_tokens_have_some() -> None:
+    """Else K is a multiple of I, of the same trace."""
+    gaussian = make_problem("gaussian", N, D, V)
+    directed = along_a_few_directions(gaussian)
+    many = replace(gaussian, input=torch.randn(4096, D, generator=torch.Generator().manual_seed(0)))
+    for problem, taken in ((directed, True), (many, False)):
+        model = type("Model", (), {"typical": problem.input.mean(0, keepdim=True)})
+        found = sketch_covariance(problem, model, torch.ones(6, len(problem.input))).covariance()
+        assert (found.directions is not None) == taken
+        if not taken:
+            trace = (problem.input - model.typical).square().sum(1).mean()
+            assert float(found.variance) * D == pytest.approx(float(trace), rel=1e-4)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e4])
+def test_whitening_is_a_cholesky_factors_inverse(condition: float) -> None:
+    size = 32
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
+    matrix = basis * torch.logspace(0, -math.log10(condition), size) @ basis.t()
+    inverse, fold, spread = torch.empty_like(matrix), torch.empty_like(matrix), torch.empty(3)
+    energy = matrix.trace() * 1.5
+    whiten_kernel[(1,)](matrix, energy, inverse, spread, 200, R=size, FOLD=False)
+    whiten_kernel[(1,)](matrix, energy, fold, spread, 200, R=size, FOLD=True)
+    lifted = matrix.double() + 1e-5 * matrix.double().trace() * torch.eye(size)
+    assert error(inverse, torch.linalg.inv(torch.linalg.cholesky(lifted)).t()) < 1e-3
+    variance = float(matrix.trace()) * 0.5 / (200 - size)
+    assert spread.tolist() == pytest.approx(
+        [variance, float(energy) / 200, 1 / 1.5 - size * variance / float(energy)], rel=1e-4
+    )
+    assert error(fold, torch.eye(size) - variance * torch.linalg.inv(lifted)) < 1e-3

@@ -5,7 +5,6 @@ Collected by test_tail_groups_interpreted.py.
 
 # ruff: noqa: N806 - N, D and V are the names of the glossary
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -110,7 +109,7 @@ def test_upstream_gradients_of_both_signs(grouped: bool, method: Method) -> None
     without = relative_errors(problem, upstream, centres=centres, first_order=False)
     first_order = relative_errors(problem, upstream, centres=centres)
     assert first_order[0] < 0.5 * without[0]
-    assert math.isclose(first_order[1], without[1], rel_tol=1e-3)
+    assert first_order[1] < 1.001 * without[1]
 
 
 def test_token_centres_want_a_token_each() -> None:

@@ -214,14 +214,14 @@ def test_confident_tokens_have_no_noise() -> None:
 
 
 def test_first_order_term_follows_flat_distributions(method) -> None:
-    """Independent logits, no active pair but the targets'. It is dE's alone: dC is the same to the bit."""
+    """Independent logits, no active pair but the targets'."""
     problem = make_problem("gaussian", 100, 40, 700)
     upstream = mean_upstream(problem)
     exact = oracle(problem, upstream)[1]
     method(threshold=TARGETS_ALONE, sampled_rows=512)
     found, without = run(problem, upstream).gradients, run(problem, upstream, first_order=False).gradients
     assert error(found.input, exact.input) < 0.6 * error(without.input, exact.input)
-    assert torch.equal(found.weight, without.weight)
+    assert error(found.weight, exact.weight) < error(without.weight, exact.weight)
 
 
 def test_without_a_tail_what_is_inactive_contributes_nothing(method) -> None:

@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensorMode
 from kernels import LinearCrossEntropyLoss, linear_cross_entropy
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail import gradients as steps
-from kernels.linear_cross_entropy.tail import operators
+from kernels.linear_cross_entropy.tail import operators, weight_first_order
 from kernels.linear_cross_entropy.tail.blocks import plan_blocks
 from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
 from tests.linear_cross_entropy.tail_runs import EVERY_PAIR, TILE, per_token, run, tree, use_method
@@ -286,14 +286,18 @@ def test_an_order_is_kept_only_where_it_leaves_fewer_pairs(corrected_on_cpu: Non
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_what_a_softcap_keeps_comes_out_of_the_scratch(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gathered dz takes GATHER_BYTES and as much as dE, less the two statistics, centres and pulls of a softcap."""
+def test_what_is_kept_beside_it_comes_out_of_the_scratch(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathered dz takes GATHER_BYTES and as much as dE, less the two statistics, centres and pulls of a softcap.
+
+    Or, without one, less C times the tokens' directions, of dC's first-order term.
+    """
     problem = make_problem("zipf", 150, 40, 900, beta=0.1, softcap=softcap)
     blocks: list[int] = []
+    monkeypatch.setattr(weight_first_order, "LEAST_EXPLAINED", 0.0)
     monkeypatch.setattr(steps, "GATHER_BYTES", 600_000)
     monkeypatch.setattr(steps, "LEAST_GATHER_BYTES", 0)
     monkeypatch.setattr(steps, "plan_blocks", lambda first, most: blocks.append(most) or plan_blocks(first, most))
     run(problem, per_token(problem))
     T, itemsize = 8, problem.input.element_size()
-    kept = 2 * 2 * T * 150 + T * 40 * (itemsize + 4) if softcap else 0
+    kept = 2 * 2 * T * 150 + T * 40 * (itemsize + 4) if softcap else 900 * weight_first_order.directions(40) * itemsize
     assert blocks == [(600_000 + problem.input.nbytes - kept) // (64 * TILE * itemsize)]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy import dense
 from kernels.linear_cross_entropy.problem import Gradients, Needs, Problem, Statistics
-from kernels.linear_cross_entropy.tail import weight_first_order
 from kernels.linear_cross_entropy.tail.active_pairs import scatter_input_gradient, write_logit_gradient
 from kernels.linear_cross_entropy.tail.blocks import Blocks, GatherOptions, gather_options, plan_blocks
 from kernels.linear_cross_entropy.tail.certificate import Backward, Certificate
@@ -31,6 +30,7 @@ from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
 from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
+from kernels.linear_cross_entropy.tail.weight_first_order import sketch_covariance, weight_term
 from kernels.linear_cross_entropy.tail.weight_gradient import write_weight_gradient
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
@@ -70,13 +70,15 @@ def gradients(
     C = problem.weight
     given = upstream(problem, statistics, grad_loss, grad_lse)
     routing = route(problem, statistics, tiles, model, target, given, method, rows)
+    wanted = needs.weight and groups is None and problem.softcap == 0 and method.turns_weight
+    # before what the GPU does while the host waits
+    sketch = sketch_covariance(problem, model, routing.tail) if wanted else None
     ends = HostCopy(routing.first_block)
     products = TailProducts(problem, model, groups, routing, method)
     accumulator = products.input_gradient(given.loss) if needs.input else None
     pulls = products.pulls(given.loss) if needs.weight or needs.bias else None
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
-    covariance = products.token_covariance() if needs.weight else None
     del products
     *first_block, share = ends.wait().tolist()
     total, pairs = first_block[-1], problem.tokens * model.tiles
@@ -92,8 +94,9 @@ def gradients(
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
-    weight_term = None if covariance is None else weight_first_order.weight_term(problem, model, covariance)
-    of_others = (*of_softcap, None if weight_term is None else weight_term.classes)
+    covariance = sketch.covariance() if sketch else None
+    in_weight = weight_term(problem, model, covariance) if covariance else None
+    of_others = (*of_softcap, None if in_weight is None else in_weight.classes)
     scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_others if t is not None)
     scratch = max(scratch, LEAST_GATHER_BYTES)
     ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
@@ -111,9 +114,9 @@ def gradients(
             if accumulator is not None:
                 scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
         if pulls is not None:
-            write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options, weight_term)
+            write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options, in_weight)
     of_term = None if covariance is None or pulls is None else (covariance, pulls.mass[:, 0])
-    del dz_memory, dz, pulls, weight_term
+    del dz_memory, dz, pulls, in_weight
     result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with
         return result, stats

@@ -24,10 +24,15 @@ class TailMethod:
     tolerance: float  # relative error of dE and dC to aim at, beside the rounding of their dtype
     tail: bool = True  # False: inactive pairs contribute nothing
     first_order: bool = True
-    weight_first_order: bool = False  # a first-order term in dC too: not measured on a GPU yet
+    weight_first_order: bool = True  # with first_order, in dC too
     choose: bool = True  # the dense path where too many pairs are active; False: never
     dense_fraction: float = DENSE_FRACTION
     most_modelled: float = MOST_MODELLED
     threshold: float | None = None  # of every tile, instead of what follows from the tolerance (tests)
     coherence: float = COHERENCE
     sampled_rows: int = SAMPLED_ROWS
+
+    @property
+    def turns_weight(self) -> bool:
+        """Whether dC has a first-order term, where it may have one."""
+        return self.tail and self.first_order and self.weight_first_order

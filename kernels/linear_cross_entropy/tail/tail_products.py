@@ -11,7 +11,6 @@ from kernels.linear_cross_entropy.tail.groups import TokenGroups, grouped_input,
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing
-from kernels.linear_cross_entropy.tail.weight_first_order import Covariance, token_covariance
 from kernels.linear_cross_entropy.tail.weight_gradient import Pulls
 
 
@@ -56,13 +55,6 @@ class TailProducts:
         term = torch.zeros(self._problem.input.shape, dtype=torch.float32, device=self._problem.input.device)
         self._add_first_order(term)
         return term if self._routing.unit is None else term * self._routing.unit
-
-    def token_covariance(self) -> Covariance | None:
-        """Of dC's first-order term; None where it has none: under a softcap, in groups of tokens, if not asked for."""
-        wanted = self._method.tail and self._method.weight_first_order
-        if not wanted or self._groups is not None or self._problem.softcap > 0:
-            return None
-        return token_covariance(self._problem, self._model, self._routing.tail)
 
     def pulls(self, grad_loss: Tensor) -> Pulls:
         """What the tail and smoothing add to dC and db. grad_loss (N,)."""

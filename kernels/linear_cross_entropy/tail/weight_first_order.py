@@ -7,6 +7,7 @@ to dC_v. One matrix for all tiles, the tokens' covariance K about mu by the mass
 and K is taken for sigma^2 I plus what it has beyond that in R directions, two products of V D R. They are found by one
 Nystroem sketch: with X the weighted deviations (K = X^T X), S = X Omega for a random Omega,
     W W^T = X^T S (S^T S)^-1 S^T X,   never more than K,   sigma^2 = (trace K - |W|^2) / (D - R).
+Where these directions have hardly more than others, K is taken for (trace K / D) I, and the products are not made.
 Sum over v of dC_v stays what it is, for q_v (C_v - centre_t) sums to 0 in a tile.
 """
 
@@ -14,23 +15,84 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.products import add_product, without_tf32
 from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
+from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.model import TailModel
 
-MOST_DIRECTIONS = 64
+MOST_DIRECTIONS = 32
+LEAST_EXPLAINED = 0.1  # of K's trace, beyond sigma^2, in R directions
+
+
+@triton.jit
+def whiten_kernel(
+    matrix,  # (R, R) fp32, symmetric: S^T S, or with FOLD W^T W
+    energy,  # () fp32: trace K, unused without FOLD
+    out,  # (R, R) fp32, out: L^-T of matrix = L L^T, or with FOLD I - sigma^2 (W^T W)^-1
+    spread,  # (3,) fp32, out with FOLD: sigma^2, trace K / D, share of the trace that R directions have beyond sigma^2
+    D,
+    R: tl.constexpr,
+    FOLD: tl.constexpr,
+):
+    # One program: elimination turns [matrix | I] into [U | unit lower], whose rows over sqrt(pivot) are L^-1.
+    # A library's Cholesky and triangular solve take ten launches and far longer, for so small a matrix.
+    i = tl.arange(0, R)
+    place = i[:, None] * R + i[None, :]
+    diagonal = i[:, None] == i[None, :]
+    left = tl.load(matrix + place)
+    trace = tl.sum(tl.sum(tl.where(diagonal, left, 0.0), axis=1), axis=0)
+    left = tl.where(diagonal, left + (trace * 1e-5 + 1e-30), left)  # above its own rounding; 0 has a factor too
+    right = diagonal.to(tl.float32)
+    for k in range(R):
+        row = tl.sum(tl.where(i[:, None] == k, left, 0.0), axis=0)
+        unit = tl.sum(tl.where(i[:, None] == k, right, 0.0), axis=0)
+        pivot = tl.sum(tl.where(i == k, row, 0.0), axis=0)
+        column = tl.sum(tl.where(i[None, :] == k, left, 0.0), axis=1)
+        factor = tl.where(i > k, column / pivot, 0.0)
+        left -= factor[:, None] * row[None, :]
+        right -= factor[:, None] * unit[None, :]
+    pivots = tl.sum(tl.where(diagonal, left, 0.0), axis=1)
+    inverse = right * tl.rsqrt(tl.maximum(pivots, 1e-30))[:, None]  # L^-1
+    if FOLD:
+        whole = tl.load(energy)
+        variance = tl.maximum(whole - trace, 0.0) / (D - R)
+        square = tl.dot(tl.trans(inverse), inverse, input_precision="ieee")
+        tl.store(out + place, tl.where(diagonal, 1.0, 0.0) - variance * square)
+        tl.store(spread, variance)
+        tl.store(spread + 1, whole / D)
+        tl.store(spread + 2, (trace - R * variance) / tl.maximum(whole, 1e-30))
+    else:
+        tl.store(out + i[None, :] * R + i[:, None], inverse)
 
 
 @dataclass(frozen=True)
 class Covariance:
     """K = variance I + directions folded^T, of the tokens by the mass of their tails."""
 
-    variance: Tensor  # () fp32: sigma^2
-    directions: Tensor  # (D, R) in E's dtype: W
-    folded: Tensor  # (D, R) in E's dtype: W (I - sigma^2 (W^T W)^-1), so that sigma^2 is not there twice
+    variance: Tensor  # () fp32: sigma^2, or trace K / D without directions
+    directions: Tensor | None  # (D, R) in E's dtype: W
+    folded: Tensor | None  # (D, R) in E's dtype: W (I - sigma^2 (W^T W)^-1), so that sigma^2 is not there twice
+
+
+@dataclass(frozen=True)
+class CovarianceSketch:
+    """K before the host knows whether its directions are worth their products."""
+
+    spread: Tensor  # (3,) fp32: as whiten_kernel has it
+    copied: HostCopy
+    directions: Tensor  # as in Covariance
+    folded: Tensor
+
+    def covariance(self) -> Covariance:
+        """Waits for the device."""
+        if float(self.copied.wait()[2]) < LEAST_EXPLAINED:
+            return Covariance(self.spread[1], None, None)
+        return Covariance(self.spread[0], self.directions, self.folded)
 
 
 @dataclass(frozen=True)
@@ -38,8 +100,13 @@ class WeightTerm:
     """The term of one backward, for the kernel that writes dC."""
 
     covariance: Covariance
-    classes: Tensor  # (V, R) in C's dtype: C folded, by class
-    centres: Tensor  # (T, R) fp32: centre folded
+    classes: Tensor | None  # (V, R) in C's dtype: C folded, by class; None without directions
+    centres: Tensor | None  # (T, R) fp32: centre folded
+
+    @property
+    def rank(self) -> int:
+        """R, 0 without directions."""
+        return 0 if self.classes is None else self.classes.shape[1]
 
 
 def directions(hidden_size: int) -> int:
@@ -47,31 +114,34 @@ def directions(hidden_size: int) -> int:
     return MOST_DIRECTIONS if hidden_size >= 2 * MOST_DIRECTIONS else 16
 
 
-def token_covariance(problem: Problem, model: TailModel, tail: Tensor) -> Covariance:
+def sketch_covariance(problem: Problem, model: TailModel, tail: Tensor) -> CovarianceSketch:
     """K of the tokens that `tail` (T, N), in any unit and of either sign, weighs. Waits for nothing."""
     E, D = problem.input, problem.hidden_size
     R = directions(D)
     weight = torch.linalg.vector_norm(tail, ord=1, dim=0, dtype=torch.float32)
     weight = (weight / weight.sum().clamp(min=1e-30)).sqrt()
     X = weighted_deviation(E, model.typical, weight, None)
-    sketch = X @ _omega(D, R, E.device).to(E.dtype)
+    sketch = X @ _omega(D, R, E.dtype, E.device)
     # Of the sketch as it was rounded: W W^T is then a projection of K, whatever the rounding.
-    core = torch.empty(R, R, dtype=torch.float32, device=E.device)
+    square = torch.empty(R, R, dtype=torch.float32, device=E.device)
     seen = torch.empty(D, R, dtype=torch.float32, device=E.device)
-    add_product(core, sketch.t(), sketch, first=True)
+    add_product(square, sketch.t(), sketch, first=True)
     add_product(seen, X.t(), sketch, first=True)
+    energy = torch.linalg.vector_norm(X, dtype=torch.float32).square()
+    inverse, fold = torch.empty_like(square), torch.empty_like(square)
+    spread = torch.empty(3, dtype=torch.float32, device=E.device)
     with without_tf32():
-        W = torch.linalg.solve_triangular(_factor(core), seen.t(), upper=False).t()
-        energy = torch.linalg.vector_norm(X, dtype=torch.float32).square()
-        variance = (energy - W.square().sum()).clamp(min=0.0) / (D - R)
-        unit = torch.eye(R, dtype=torch.float32, device=E.device)
-        inverse = torch.linalg.solve_triangular(_factor(W.t() @ W), unit, upper=False)
-        folded = W - variance * (W @ inverse.t() @ inverse)
-    return Covariance(variance, W.to(E.dtype), folded.to(E.dtype))
+        whiten_kernel[(1,)](square, energy, inverse, spread, D, R=R, FOLD=False, num_warps=4)
+        W = seen @ inverse
+        whiten_kernel[(1,)](W.t() @ W, energy, fold, spread, D, R=R, FOLD=True, num_warps=4)
+        folded = W @ fold
+    return CovarianceSketch(spread, HostCopy(spread), W.to(E.dtype), folded.to(E.dtype))
 
 
 def weight_term(problem: Problem, model: TailModel, covariance: Covariance) -> WeightTerm:
     """Of one group of tokens. V R numbers of scratch."""
+    if covariance.folded is None:
+        return WeightTerm(covariance, None, None)
     centres = torch.empty(model.tiles, covariance.folded.shape[1], dtype=torch.float32, device=problem.input.device)
     add_product(centres, model.centre[0], covariance.folded, first=True)
     return WeightTerm(covariance, problem.weight @ covariance.folded, centres)
@@ -89,19 +159,13 @@ def rows_of_term(
     classes = places if model.order is None else model.order[places]
     deviation = problem.weight[classes].float() - model.centre[0, tile].float()
     turned = deviation * covariance.variance
-    turned += deviation @ covariance.folded.float() @ covariance.directions.float().t()
+    if covariance.directions is not None and covariance.folded is not None:
+        turned += deviation @ covariance.folded.float() @ covariance.directions.float().t()
     return (model.shape[0, places] * mass[tile])[:, None] * turned
 
 
-def _factor(matrix: Tensor) -> Tensor:
-    """Cholesky's factor of a symmetric (R, R), lifted above its own rounding; 0 has one too."""
-    lift = matrix.diagonal().sum() * 1e-5 + 1e-30
-    lifted = (matrix + matrix.t()) / 2 + lift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    factor: Tensor = torch.linalg.cholesky_ex(lifted).L  # the other cholesky waits for the device to know of failures
-    return factor
-
-
 @functools.lru_cache(maxsize=8)
-def _omega(hidden_size: int, count: int, device: torch.device) -> Tensor:
+def _omega(hidden_size: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(hidden_size, count, generator=generator, dtype=torch.float32, device=device) / hidden_size**0.5
+    drawn = torch.randn(hidden_size, count, generator=generator, dtype=torch.float32, device=device)
+    return (drawn / hidden_size**0.5).to(dtype)

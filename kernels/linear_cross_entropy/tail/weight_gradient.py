@@ -37,7 +37,7 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     weight,  # (V, D), unused without FIRST_ORDER, as are the following
     centre,  # (T, D)
     variance,  # () fp32
-    turned,  # (V, RANK), by class: C folded
+    turned,  # (V, RANK), by class: C folded; unused where RANK is 0, as are the following
     turned_centre,  # (T, RANK) fp32: centre folded
     directions,  # (D, RANK)
     grad_weight,  # (V, D), out; unused without HAS_WEIGHT
@@ -55,7 +55,7 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     FLAT: tl.constexpr,
     GROUPED: tl.constexpr,
     FIRST_ORDER: tl.constexpr,  # of one group and without a softcap
-    RANK: tl.constexpr,
+    RANK: tl.constexpr,  # 0: without directions
     ORDERED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -78,15 +78,17 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
         row = place.to(tl.int64)
         if ORDERED:
             row = tl.load(order + place, mask=place < V, other=0)
-        rank = tl.arange(0, RANK)
-        factor = tl.load(shape + place, mask=place < V, other=0.0) * tl.load(masses + tile)
         c = tl.load(weight + row[:, None] * stride_weight + cols[None, :],
                     mask=(place < V)[:, None] & (cols < D)[None, :], other=0.0).to(tl.float32)  # fmt: skip
         c -= tl.load(centre + tile.to(tl.int64) * D + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-        p = tl.load(turned + row[:, None] * RANK + rank[None, :], mask=(place < V)[:, None], other=0.0).to(tl.float32)
-        p = p - tl.load(turned_centre + tile * RANK + rank)[None, :]
-        w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=(cols < D)[None, :], other=0.0)
-        total = tl.dot(p.to(turned.dtype.element_ty), w, c * tl.load(variance), input_precision="ieee")
+        total = c * tl.load(variance)
+        if RANK > 0:
+            rank = tl.arange(0, RANK)
+            p = tl.load(turned + row[:, None] * RANK + rank[None, :], mask=(place < V)[:, None], other=0.0)
+            p = p.to(tl.float32) - tl.load(turned_centre + tile * RANK + rank)[None, :]
+            w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=(cols < D)[None, :], other=0.0)
+            total = tl.dot(p.to(turned.dtype.element_ty), w, total, input_precision="ieee")
+        factor = tl.load(shape + place, mask=place < V, other=0.0) * tl.load(masses + tile)
         total *= factor[:, None]
     else:
         total = tl.zeros((CLASSES, COLS), tl.float32)
@@ -190,7 +192,7 @@ def write_weight_gradient(
         blocks.first_tile, blocks.tiles, blocks.done,
         HAS_WEIGHT=grad_weight is not None, HAS_BIAS=grad_bias is not None, FLAT=pulls.flat is not None,
         GROUPED=model.groups > 1, BLOCK_K=max(16, next_power_of_2(model.groups)),
-        FIRST_ORDER=term_arguments[0] is not None, RANK=16 if term is None else term.classes.shape[1],
+        FIRST_ORDER=term_arguments[0] is not None, RANK=0 if term is None else term.rank,
         ORDERED=model.order is not None, ROWS=options.rows, BLOCK_V=model.tile_classes,
         CLASSES=classes, COLS=options.weight_cols if grad_weight is not None else next_power_of_2(D),
         STEP=options.weight_step,
