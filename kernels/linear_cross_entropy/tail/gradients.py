@@ -27,10 +27,11 @@ from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.routing import Routing, list_pairs, route
+from kernels.linear_cross_entropy.tail.side_stream import Fork
 from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
-from kernels.linear_cross_entropy.tail.weight_first_order import sketch_covariance, weight_term
+from kernels.linear_cross_entropy.tail.weight_first_order import CovarianceSketch, sketch_covariance, weight_term
 from kernels.linear_cross_entropy.tail.weight_gradient import write_weight_gradient
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
@@ -70,20 +71,20 @@ def gradients(
     C = problem.weight
     given = upstream(problem, statistics, grad_loss, grad_lse)
     routing = route(problem, statistics, tiles, model, target, given, method, rows)
-    wanted = needs.weight and groups is None and problem.softcap == 0 and method.turns_weight
-    # before what the GPU does while the host waits
-    sketch = sketch_covariance(problem, model, routing.tail) if wanted else None
-    ends = HostCopy(routing.first_block)
+    ends, fork = HostCopy(routing.first_block), Fork(C.device)
     products = TailProducts(problem, model, groups, routing, method)
     accumulator = products.input_gradient(given.loss) if needs.input else None
     pulls = products.pulls(given.loss) if needs.weight or needs.bias else None
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
     del products
+    wanted = needs.weight and groups is None and problem.softcap == 0 and method.turns_weight
+    sketch = _sketch_beside(fork, problem, model, routing.tail) if wanted else None
     *first_block, share = ends.wait().tolist()
     total, pairs = first_block[-1], problem.tokens * model.tiles
     too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
     dense_path = method.choose and too_many
+    covariance = sketch.covariance() if sketch else None
     if not certified:  # N / 256 D of dC, that is not needed any more
         routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
     stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
@@ -94,7 +95,6 @@ def gradients(
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
-    covariance = sketch.covariance() if sketch else None
     in_weight = weight_term(problem, model, covariance) if covariance else None
     of_others = (*of_softcap, None if in_weight is None else in_weight.classes)
     scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_others if t is not None)
@@ -122,6 +122,11 @@ def gradients(
         return result, stats
     backward = Backward(problem, statistics, tiles, model, groups, routing, target, given, term, of_term, result)
     return result, replace(stats, certificate=backward.certificate())
+
+
+def _sketch_beside(fork: Fork, problem: Problem, model: TailModel, tail: Tensor) -> CovarianceSketch:
+    with fork.beside():
+        return sketch_covariance(problem, model, tail)
 
 
 def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:

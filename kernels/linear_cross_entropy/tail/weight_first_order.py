@@ -24,6 +24,7 @@ from kernels.linear_cross_entropy.products import add_product, without_tf32
 from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.model import TailModel
+from kernels.linear_cross_entropy.tail.side_stream import keep
 
 MOST_DIRECTIONS = 32
 LEAST_EXPLAINED = 0.1  # of K's trace, beyond sigma^2, in R directions
@@ -81,7 +82,7 @@ class Covariance:
 
 @dataclass(frozen=True)
 class CovarianceSketch:
-    """K before the host knows whether its directions are worth their products."""
+    """K before the host knows whether its directions are worth their products. May be made beside other work."""
 
     spread: Tensor  # (3,) fp32: as whiten_kernel has it
     copied: HostCopy
@@ -90,7 +91,9 @@ class CovarianceSketch:
 
     def covariance(self) -> Covariance:
         """Waits for the device."""
-        if float(self.copied.wait()[2]) < LEAST_EXPLAINED:
+        explained = float(self.copied.wait()[2])
+        keep(self.spread, self.directions, self.folded)
+        if explained < LEAST_EXPLAINED:
             return Covariance(self.spread[1], None, None)
         return Covariance(self.spread[0], self.directions, self.folded)
 
