@@ -72,6 +72,8 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     tile = first_tile + index // parts
     v = (index % parts) * CLASSES + tl.arange(0, CLASSES)
     cols = column * COLS + tl.arange(0, COLS)
+    begin = (tl.load(first_block + tile) - done) * ROWS
+    end = (tl.load(first_block + tile + 1) - done) * ROWS
     if FIRST_ORDER and HAS_WEIGHT:
         # What the products below are added to: after them it would not fit into registers beside their sum.
         place = tile * BLOCK_V + v
@@ -93,8 +95,6 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     else:
         total = tl.zeros((CLASSES, COLS), tl.float32)
     bias_total = tl.zeros((CLASSES,), tl.float32)
-    begin = (tl.load(first_block + tile) - done) * ROWS
-    end = (tl.load(first_block + tile + 1) - done) * ROWS
     for first in range(begin, end, STEP):
         local = (first + tl.arange(0, STEP)).to(tl.int64)
         token = tl.load(tokens + local)
