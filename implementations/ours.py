@@ -8,7 +8,7 @@ of other blocks), which is what code tested on a CPU gets. Supports every case.
   same head, and paid for as if every 500 calls; where too many pairs matter, it is `ours-exact`. `ours-corrected`
   models however many matter, slower then: it shows what the model does there.
 - `ours-no-sort` leaves the tokenizer's order, `ours-average-logit-sort` takes the paper's, `ours-no-tail` leaves the
-  modelled part out, `ours-no-first-order` its first-order term; `ours-token-groups` models up to 32 groups of tokens
+  modelled part out, `ours-no-first-order` its first-order terms; `ours-token-groups` models up to 32 groups of tokens
   apart.
 - `ours-exact` recomputes the logits slice by slice in the backward and computes every tile: deterministic.
 - `ours-paper` is the paper's kernel: tiles in which no logit gradient exceeds 2^-12 are skipped, the vocabulary is

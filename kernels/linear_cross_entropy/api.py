@@ -94,7 +94,7 @@ def linear_cross_entropy(
             keeps one.
         token_centres: (K, D) fp32, likewise: centres of groups of tokens, which get models of their own. Better where
             tokens differ, as on a trained model's head; at least 1024 tokens a group. Not used under a softcap.
-        model_tail, first_order: "auto" and "corrected" only: False leaves the tail, or its first-order term, out
+        model_tail, first_order: "auto" and "corrected" only: False leaves the tail, or its first-order terms, out
             (for measuring what each is worth).
         filter_eps: the filter's threshold; None computes every tile the filtered way.
         sort_vocabulary: "filtered" only: group classes by their average logit (within each slice of the vocabulary

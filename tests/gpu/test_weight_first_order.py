@@ -1,5 +1,6 @@
 """dC's first-order term on a GPU: what it is for, and that its certificate knows of it."""
 
+import contextlib
 import functools
 
 import pytest
@@ -11,7 +12,7 @@ if not torch.cuda.is_available():
 
 from kernels import linear_cross_entropy
 from kernels.linear_cross_entropy.problem import Problem
-from kernels.linear_cross_entropy.tail import operators
+from kernels.linear_cross_entropy.tail import operators, side_stream
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.report import GradientStats
 from tests.linear_cross_entropy import cases
@@ -66,3 +67,13 @@ def test_rows_that_no_target_touches_are_better_off(kind: str, beta: float, monk
             assert 0.4 <= stats.weight_estimate / method_error**0.5 <= 2.5
     assert medians[0] < 0.9 * medians[1]
     assert errors[0] < 1.02 * errors[1]
+
+
+def test_the_sketch_beside_other_work_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    tensors = along_a_few_directions(generator)
+    problem = Problem(tensors[0].bfloat16(), tensors[1].bfloat16(), None, tensors[2], 0.1, -100, 0.0)
+    beside = [found(problem, True, monkeypatch)[0] for _ in range(5)]
+    monkeypatch.setattr(side_stream.Fork, "beside", lambda self: contextlib.nullcontext())
+    in_line = found(problem, True, monkeypatch)[0]
+    assert all(torch.equal(in_line, one) for one in beside)
