@@ -214,10 +214,11 @@ TAIL_TILES = pytest.mark.parametrize(
 def tail_arguments(tile: Tile, *, softcap: bool = False, smooth: bool = True, ordered: bool = True) -> dict[str, Any]:
     """By name, for every kernel there: a name means the same in all of them, but for the tile's operands."""
     pointers = {
-        "*bf16": "input weight matrix dz grad_weight centre residual tail turned directions",
+        "*bf16": "input weight matrix dz grad_weight centre residual tail turned folded classes",
         "*fp32": "mean shape shape_square spread tile_lse target_logit logit_mean loss lse nll maximum total grad_loss"
         " grad_lse p_scale g totals left tile_mass relative threshold tail_mass accumulator pulls shift masses"
-        " tail_weight bias_shift cumulated weights distance column row point vector typical variance turned_centre",
+        " tail_weight bias_shift cumulated weights distance column row point vector typical variance turned_centre"
+        " term_masses fold",
         "*i64": "target inverse position",
         "*i32": "counts first_block tokens tile_of_block group",
     }
@@ -282,8 +283,7 @@ def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: Gathe
     for softcap in (False, True):
         arguments = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows}
         options = {"num_warps": blocks.warps, "num_stages": blocks.logit_stages}
-        # Measured, and not wanted
-        spilled = 8 if softcap and capability == 90 else 0
+        spilled = 8 if softcap and capability == 90 else 0  # measured, and not wanted
         logits = arguments | {"BLOCK_D": blocks.logit_step}
         check(active_pairs.gathered_logit_gradient_kernel, logits, options, capability, spilled)
     columns = arguments | {"COLS": blocks.input_cols, "STEP": blocks.input_step}
@@ -292,11 +292,11 @@ def test_products_over_gathered_pairs(tile: Tile, capability: int, blocks: Gathe
     steps = 1 if ordered else tile.block_v // blocks.input_step
     spilled = 8 if ordered and capability == 80 and blocks.rows == 128 else 0  # measured, and not wanted
     check(active_pairs.scatter_input_gradient_kernel, columns, options, capability, spilled, steps)
-    classes = {"CLASSES": min(blocks.weight_classes, tile.block_v)}
-    classes |= {"COLS": blocks.weight_cols, "STEP": blocks.weight_step}
+    classes = {"COLS": blocks.weight_cols, "STEP": blocks.weight_step}
+    classes |= {"CLASSES": min(blocks.weight_classes, tile.block_v), "ROWS": blocks.rows}
     options = {"num_warps": blocks.weight_warps, "num_stages": blocks.weight_stages}
     for softcap, term, rank in [(False, False, 0), (False, True, 0), (False, True, 32), (True, False, 0)]:
-        flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | {"ROWS": blocks.rows} | classes
+        flags = tail_arguments(tile, softcap=softcap, ordered=ordered) | classes
         flags |= {"FIRST_ORDER": term, "RANK": rank}
         # what the term needs comes before the loop; on sm_80 beside its sum: measured, and not wanted
         spilled = 64 if term and capability == 80 else 0
@@ -321,9 +321,10 @@ def test_small_tail_kernels() -> None:
         flags = arguments | {"mean": "*fp32", "weight": "*fp32", "out": "*bf16" if kernel in small else "*fp32"}
         check(kernel, flags, {"num_warps": 4}, capability)
     check(first_order.sampled_rows_kernel, arguments | {"out": "*bf16", "BLOCK_D": 1024}, {"num_warps": 4}, capability)
-    square = arguments | dict.fromkeys(("matrix", "energy", "out", "spread"), "*fp32") | {"R": 32, "FOLD": True}
-    for kernel in (tile_statistics.inverse_kernel, tile_statistics.position_kernel, weight_first_order.whiten_kernel):
-        check(kernel, square, {"num_warps": 4}, capability)
+    square = arguments | dict.fromkeys(("matrix", "energy", "out", "centres"), "*fp32") | {"RANK": 32}
+    of_term = (weight_first_order.whiten_kernel, weight_first_order.damp_kernel)
+    for kernel in (tile_statistics.inverse_kernel, tile_statistics.position_kernel, *of_term):
+        check(kernel, square | {"R": 32, "FOLD": True}, {"num_warps": 4}, capability)
     combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
     check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
     product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}
@@ -335,8 +336,7 @@ def test_small_tail_kernels() -> None:
 @TAIL_TILES
 def test_kernels_of_token_groups(tile: Tile, capability: int) -> None:
     arguments = tail_arguments(tile) | {"BLOCK_K": 32, "GROUPED": True}
-    # measured, and not wanted
-    spilled = 8 if capability == 80 else 0
+    spilled = 8 if capability == 80 else 0  # measured, and not wanted
     columns = arguments | {"typical": "*fp32", "mean": "*fp32", "BLOCK_D": 64, "BLOCK_N": 128}
     check(groups.group_mean_kernel, columns, {"num_warps": 4}, capability)
     check(model.grouped_model_kernel, columns, {"num_warps": 8}, capability, spilled, 2)

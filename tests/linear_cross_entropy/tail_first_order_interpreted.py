@@ -18,11 +18,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail import gradients as steps
 from kernels.linear_cross_entropy.tail import weight_first_order
+from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.weight_first_order import (
     Covariance,
     CovarianceSketch,
+    WeightTerm,
     rows_of_term,
     sketch_covariance,
+    weight_term,
     whiten_kernel,
 )
 from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
@@ -58,6 +61,19 @@ def along_a_few_directions(problem: Problem, count: int = 4, strength: float = 2
     return replace(problem, input=tokens, weight=weight, target=target)
 
 
+def logit_variance(problem: Problem, model: TailModel, covariance: Covariance) -> Tensor:  # (T,)
+    """Of a token's logits about the typical token's, in each tile, by the tile's shape."""
+    K = covariance.variance * torch.eye(D)
+    if covariance.directions is not None:
+        K = K + covariance.folded @ covariance.directions.t()
+    C, shape = problem.weight if model.order is None else problem.weight[model.order], model.shape[0]
+    found = []
+    for q, rows in zip(shape.split(model.tile_classes), C.split(model.tile_classes), strict=True):
+        deviation = rows - q @ rows
+        found.append((q * ((deviation @ K) * deviation).sum(1)).sum())
+    return torch.stack(found).detach()
+
+
 @pytest.mark.parametrize(
     ("settings", "ordered", "in_directions"),
     [
@@ -82,20 +98,22 @@ def test_the_kernel_adds_what_plain_torch_does(
         return seen[-1][2]
 
     masses = []
-    original = steps.write_weight_gradient
 
-    def write(*given: object) -> None:
-        masses.append(given[4].mass[:, 0])
-        original(*given)
+    def damp(*given: object) -> WeightTerm:
+        made = weight_term(*given)
+        masses.append((given[3], made.masses))
+        return made
 
     monkeypatch.setattr(steps, "sketch_covariance", watch)
-    monkeypatch.setattr(steps, "write_weight_gradient", write)
+    monkeypatch.setattr(steps, "weight_term", damp)
     on, off = with_and_without(problem, per_token(problem), method, order=order)
     ((packed, model, sketch),) = seen
     covariance = sketch.covariance()
     assert (covariance.directions is not None) == in_directions
+    ((mass, damped),) = masses
+    assert error(damped, (mass / (1 + (logit_variance(packed, model, covariance) / 2) ** 2).sqrt()).double()) < 1e-3
     places = torch.arange(V)
-    term = rows_of_term(packed, model, covariance, masses[0], places)
+    term = rows_of_term(packed, model, covariance, damped, places)
     assert float(term.norm()) > 0.01 * float(off.gradients.weight.norm())
     added = torch.empty_like(term)
     added[places] = (on.gradients.weight - off.gradients.weight)[places if order is None else order]
@@ -110,7 +128,7 @@ def test_the_kernel_adds_what_plain_torch_does(
 
 def directed(sketch: CovarianceSketch) -> Covariance:
     """Whatever its directions are worth."""
-    return Covariance(sketch.spread[0], sketch.directions, sketch.folded)
+    return Covariance(sketch.spread[0], sketch.directions, sketch.folded, sketch.fold)
 
 
 def test_the_covariance_is_that_of_the_tokens() -> None:
@@ -174,6 +192,19 @@ def test_a_softcap_and_groups_have_none(settings: dict, method: Method) -> None:
     centres = problem.input[:2].float().contiguous() if grouped else None
     on, off = with_and_without(problem, mean_upstream(problem), method, centres=centres)
     assert torch.equal(on.gradients.weight, off.gradients.weight)
+
+
+@pytest.mark.parametrize("D", [8, 16, 32])
+def test_tokens_too_far_apart_for_a_first_order(D: int, method: Method) -> None:  # noqa: N803
+    """Where there are few dimensions, too, and no more of them than directions. Undamped, 40 % worse than without."""
+    problem = make_problem("zipf", 256, D, 2048, beta=0.1)
+    upstream = mean_upstream(problem)
+    exact = oracle(problem, upstream)[1].weight
+    errors = []
+    for on in (True, False):
+        method(weight_first_order=on)
+        errors.append(error(run(problem, upstream, order=tree(problem)).gradients.weight, exact))
+    assert errors[0] < 1.02 * errors[1]
 
 
 def test_fewer_directions_than_dimensions() -> None:

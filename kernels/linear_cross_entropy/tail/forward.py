@@ -68,8 +68,9 @@ def remember(
     if groups is not None:
         assert rows is not None
         permutation[: part.tokens], of_block[: len(groups.of_block)] = rows, groups.of_block
+    assert model.relative_spread is not None
     optional = (model.class_sum, model.flat_shape, model.flat_centre)
-    of_model = (model.typical, model.shape, model.shape_square, model.centre, model.spread)
+    of_model = (model.typical, model.shape, model.shape_square, model.centre, model.spread, model.relative_spread)
     kept_part = None if part.tokens == N else part.tokens
     return statistics, kept_part, (
         *room, place, permutation, of_block, *of_model,
@@ -129,10 +130,10 @@ def recalled(
     remembered: tuple[Tensor, ...], tokens: int, order: Tensor | None, tile_classes: int
 ) -> tuple[TailModel, TileStatistics]:
     """What `remember` kept of the head and of `tokens` tokens."""
-    typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre = remembered[7:]
+    typical, shape, shape_square, centre, spread, relative_spread, *optional = remembered[7:]
     model = TailModel(
         tile_classes, typical, order, shape, shape_square, centre, spread,
-        *(t if t.numel() else None for t in (class_sum, flat_shape, flat_centre)),
+        *(t if t.numel() else None for t in optional), relative_spread,
     )  # fmt: skip
     return model, _view(remembered[:4], model.tiles, tokens)
 

@@ -95,7 +95,7 @@ def gradients(
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
-    in_weight = weight_term(problem, model, covariance) if covariance else None
+    in_weight = weight_term(problem, model, covariance, pulls.mass[:, 0]) if covariance and pulls else None
     of_others = (*of_softcap, None if in_weight is None else in_weight.classes)
     scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_others if t is not None)
     scratch = max(scratch, LEAST_GATHER_BYTES)
@@ -115,7 +115,7 @@ def gradients(
                 scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
         if pulls is not None:
             write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options, in_weight)
-    of_term = None if covariance is None or pulls is None else (covariance, pulls.mass[:, 0])
+    of_term = None if in_weight is None else (in_weight.covariance, in_weight.masses)
     del dz_memory, dz, pulls, in_weight
     result = Gradients(_finished(problem, model, given.loss, accumulator), grad_weight, grad_bias)
     if not certified or not method.tail:  # without a tail there is nothing to bound the error with

@@ -41,10 +41,11 @@ class TailModel:
     shape: Tensor  # (K, V) fp32
     shape_square: Tensor  # (K, T) fp32: sum of the squares of a tile's shape
     centre: Tensor  # (K, T, D) in C's dtype
-    spread: Tensor  # (T,) fp32; once the forward is through, relative to their root mean square
+    spread: Tensor  # (T,) fp32
     class_sum: Tensor | None  # (D,) fp32, with smoothing and without a softcap: sum of the rows of C
     flat_shape: Tensor | None  # (V,) fp32, with smoothing under a softcap: the shape of its part
     flat_centre: Tensor | None  # (T, D) in C's dtype, likewise
+    relative_spread: Tensor | None = None  # (T,) fp32: over the root of their mean square; once the forward is through
 
     @property
     def groups(self) -> int:
@@ -315,6 +316,6 @@ def typical_token(problem: Problem) -> Tensor:  # (D,) fp32
 
 
 def with_relative_spread(model: TailModel) -> TailModel:
-    """The model with every spread relative to the root of their mean square; at least a thousandth."""
-    spread = model.spread / model.spread.square().mean().sqrt().clamp(min=1e-30)
-    return replace(model, spread=spread.clamp(min=1e-3))
+    """The model with every spread over the root of their mean square; at least a thousandth."""
+    relative = model.spread / model.spread.square().mean().sqrt().clamp(min=1e-30)
+    return replace(model, relative_spread=relative.clamp(min=1e-3))

@@ -27,7 +27,8 @@ NEEDS = "bool need_input, bool need_weight, bool need_bias"
 TAGS = (torch.Tag.cudagraph_unsafe,)
 KEPT = (
     "tile_lse", "residual", "mass_slope", "mean_slope", "position", "permutation", "of_block",
-    "typical", "shape", "shape_square", "centre", "spread", "class_sum", "flat_shape", "flat_centre",
+    "typical", "shape", "shape_square", "centre", "spread", "relative_spread",
+    "class_sum", "flat_shape", "flat_centre",
 )  # fmt: skip
 
 
@@ -148,6 +149,7 @@ def tail_backward(
     shape_square: Tensor,
     centre: Tensor,
     spread: Tensor,
+    relative_spread: Tensor,
     class_sum: Tensor,
     flat_shape: Tensor,
     flat_centre: Tensor,
@@ -172,7 +174,7 @@ def tail_backward(
     statistics = Statistics(nll, lse, nll, maximum, total)  # the loss itself is not read
     remembered = (
         tile_lse, residual, mass_slope, mean_slope, position, permutation, of_block,
-        typical, shape, shape_square, centre, spread, class_sum, flat_shape, flat_centre,
+        typical, shape, shape_square, centre, spread, relative_spread, class_sum, flat_shape, flat_centre,
     )  # fmt: skip
     method = TailMethod(tolerance, tail, first_order, choose=choose)
     rows = None if int(kept) < 0 else int(kept)

@@ -303,7 +303,7 @@ def route(
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=device)  # noqa: E731
     left, tail_mass, tail_weight = new(T, 3, BINS), new(T), new(T)
     histogram_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, model.spread, given.p_scale, statistics.lse, given.totals,
+        tiles.lse, tiles.residual, tiles.mass_slope, model.relative_spread, given.p_scale, statistics.lse, given.totals,
         left, N, SOFTCAP=has_softcap, BINS=BINS, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     choose_kernel[(1,)](left.sum(dim=0), given.totals, method.tolerance, method.coherence, BINS=BINS, num_warps=1)
@@ -312,7 +312,7 @@ def route(
     tail = torch.empty(T, N, dtype=dtype, device=device)
     flat_tail = torch.empty(T, N, dtype=dtype, device=device) if has_softcap and smooth else None
     route_kernel[(T,)](
-        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.spread,
+        tiles.lse, tiles.residual, tiles.mass_slope, tiles.mean_slope, model.relative_spread,
         given.loss, given.p_scale, statistics.lse, target, given.totals, threshold, counts, tail, flat_tail, tail_mass,
         tail_weight,
         N, model.tile_classes,

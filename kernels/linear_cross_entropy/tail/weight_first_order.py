@@ -8,6 +8,10 @@ and K is taken for sigma^2 I plus what it has beyond that in R directions, two p
 Nystroem sketch: with X the weighted deviations (K = X^T X), S = X Omega for a random Omega,
     W W^T = X^T S (S^T S)^-1 S^T X,   never more than K,   sigma^2 = (trace K - |W|^2) / (D - R).
 Where these directions have hardly more than others, K is taken for (trace K / D) I, and the products are not made.
+
+Where d is not small the true sum grows slower than K. With d's variance in a tile,
+    s_t = sum_v q_v (C_v - centre_t) K (C_v - centre_t)^T,
+M_t is taken times (1 + (s_t / 2)^2)^(-1/2): about what is left of the term in the true sum, for s from 0.2 to 20.
 Sum over v of dC_v stays what it is, for q_v (C_v - centre_t) sums to 0 in a tile.
 """
 
@@ -28,6 +32,7 @@ from kernels.linear_cross_entropy.tail.side_stream import keep
 
 MOST_DIRECTIONS = 32
 LEAST_EXPLAINED = 0.1  # of K's trace, beyond sigma^2, in R directions
+DAMPING = tl.constexpr(2.0)  # s_t from which on the term grows no more
 
 
 @triton.jit
@@ -61,7 +66,7 @@ def whiten_kernel(
     inverse = right * tl.rsqrt(tl.maximum(pivots, 1e-30))[:, None]  # L^-1
     if FOLD:
         whole = tl.load(energy)
-        variance = tl.maximum(whole - trace, 0.0) / (D - R)
+        variance = tl.maximum(whole - trace, 0.0) / tl.maximum(D - R, 1)  # no more dimensions than directions
         square = tl.dot(tl.trans(inverse), inverse, input_precision="ieee")
         tl.store(out + place, tl.where(diagonal, 1.0, 0.0) - variance * square)
         tl.store(spread, variance)
@@ -77,7 +82,8 @@ class Covariance:
 
     variance: Tensor  # () fp32: sigma^2, or trace K / D without directions
     directions: Tensor | None  # (D, R) in E's dtype: W
-    folded: Tensor | None  # (D, R) in E's dtype: W (I - sigma^2 (W^T W)^-1), so that sigma^2 is not there twice
+    folded: Tensor | None  # (D, R) in E's dtype: W F, so that sigma^2 is not there twice
+    fold: Tensor | None  # (R, R) fp32: F = I - sigma^2 (W^T W)^-1
 
 
 @dataclass(frozen=True)
@@ -88,14 +94,15 @@ class CovarianceSketch:
     copied: HostCopy
     directions: Tensor  # as in Covariance
     folded: Tensor
+    fold: Tensor
 
     def covariance(self) -> Covariance:
         """Waits for the device."""
         explained = float(self.copied.wait()[2])
-        keep(self.spread, self.directions, self.folded)
+        keep(self.spread, self.directions, self.folded, self.fold)
         if explained < LEAST_EXPLAINED:
-            return Covariance(self.spread[1], None, None)
-        return Covariance(self.spread[0], self.directions, self.folded)
+            return Covariance(self.spread[1], None, None, None)
+        return Covariance(self.spread[0], self.directions, self.folded, self.fold)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,9 @@ class WeightTerm:
     """The term of one backward, for the kernel that writes dC."""
 
     covariance: Covariance
-    classes: Tensor | None  # (V, R) in C's dtype: C folded, by class; None without directions
-    centres: Tensor | None  # (T, R) fp32: centre folded
+    classes: Tensor | None  # (V, R) in C's dtype: C directions, by class; None without directions
+    centres: Tensor | None  # (T, R) fp32: centre directions
+    masses: Tensor  # (T,) fp32: M, damped
 
     @property
     def rank(self) -> int:
@@ -113,7 +121,7 @@ class WeightTerm:
 
 
 def directions(hidden_size: int) -> int:
-    """R: what a tensor core's product takes, and less than D."""
+    """R: what a tensor core's product takes."""
     return MOST_DIRECTIONS if hidden_size >= 2 * MOST_DIRECTIONS else 16
 
 
@@ -138,23 +146,70 @@ def sketch_covariance(problem: Problem, model: TailModel, tail: Tensor) -> Covar
         W = seen @ inverse
         whiten_kernel[(1,)](W.t() @ W, energy, fold, spread, D, R=R, FOLD=True, num_warps=4)
         folded = W @ fold
-    return CovarianceSketch(spread, HostCopy(spread), W.to(E.dtype), folded.to(E.dtype))
+    return CovarianceSketch(spread, HostCopy(spread), W.to(E.dtype), folded.to(E.dtype), fold)
 
 
-def weight_term(problem: Problem, model: TailModel, covariance: Covariance) -> WeightTerm:
+@triton.jit
+def damp_kernel(
+    masses,  # (T,) fp32: M
+    spread,  # (T,) fp32
+    variance,  # () fp32
+    shape,  # (V,) fp32, unused where RANK is 0, as are the following
+    order,  # (V,) int64, unused without ORDERED
+    classes,  # (V, RANK), by class
+    centres,  # (T, RANK) fp32
+    fold,  # (RANK, RANK) fp32
+    out,  # (T,) fp32
+    V,
+    RANK: tl.constexpr,
+    ORDERED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    distance = tl.load(spread + tile)
+    turned = tl.load(variance) * distance * distance
+    if RANK > 0:
+        places = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+        rank = tl.arange(0, RANK)
+        q = tl.load(shape + places, mask=places < V, other=0.0)
+        rows = places.to(tl.int64)
+        if ORDERED:
+            rows = tl.load(order + places, mask=places < V, other=0)
+        p = tl.load(classes + rows[:, None] * RANK + rank[None, :], mask=(places < V)[:, None], other=0.0)
+        p = p.to(tl.float32) - tl.load(centres + tile * RANK + rank)[None, :]
+        folded = tl.dot(p, tl.load(fold + rank[:, None] * RANK + rank[None, :]), input_precision="tf32")
+        turned += tl.sum(q * tl.sum(p * folded, axis=1), axis=0)
+    turned = tl.maximum(turned, 0.0) / DAMPING
+    tl.store(out + tile, tl.load(masses + tile) / tl.sqrt(1.0 + turned * turned))
+
+
+def weight_term(
+    problem: Problem,
+    model: TailModel,
+    covariance: Covariance,
+    masses: Tensor,  # (T,) fp32: M
+) -> WeightTerm:
     """Of one group of tokens. V R numbers of scratch."""
-    if covariance.folded is None:
-        return WeightTerm(covariance, None, None)
-    centres = torch.empty(model.tiles, covariance.folded.shape[1], dtype=torch.float32, device=problem.input.device)
-    add_product(centres, model.centre[0], covariance.folded, first=True)
-    return WeightTerm(covariance, problem.weight @ covariance.folded, centres)
+    classes, centres, R = None, None, 0
+    if covariance.directions is not None:
+        R = covariance.directions.shape[1]
+        classes = problem.weight @ covariance.directions
+        centres = torch.empty(model.tiles, R, dtype=torch.float32, device=problem.input.device)
+        add_product(centres, model.centre[0], covariance.directions, first=True)
+    damped = torch.empty(model.tiles, dtype=torch.float32, device=masses.device)
+    damp_kernel[(model.tiles,)](
+        masses, model.spread, covariance.variance, model.shape, model.order, classes, centres, covariance.fold, damped,
+        problem.vocab_size,
+        RANK=R, ORDERED=model.order is not None, BLOCK_V=model.tile_classes, num_warps=4,
+    )  # fmt: skip
+    return WeightTerm(covariance, classes, centres, damped)
 
 
 def rows_of_term(
     problem: Problem,
     model: TailModel,
     covariance: Covariance,
-    mass: Tensor,  # (T,) fp32: M
+    masses: Tensor,  # (T,) fp32: M, damped
     places: Tensor,  # (n,) int64, of classes in the model's order
 ) -> Tensor:  # (n, D) fp32
     """What the term adds to some rows of dC, in plain torch."""
@@ -164,7 +219,7 @@ def rows_of_term(
     turned = deviation * covariance.variance
     if covariance.directions is not None and covariance.folded is not None:
         turned += deviation @ covariance.folded.float() @ covariance.directions.float().t()
-    return (model.shape[0, places] * mass[tile])[:, None] * turned
+    return (model.shape[0, places] * masses[tile])[:, None] * turned
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
     dC_v = (dz.T @ E[tokens])_v + q_v S_t - share,      S_t = sum over inactive n of (g_n + l_n) m_nt E_n
 share being the smoothing's rank-one part, (beta / V) sum_n g_n E_n; under a softcap, instead, flat_v F_t with
 F_t = (beta / V) sum_n g_n (sum of ds/dz in the tile) E_n. Its part of active pairs is in their dz. With the first-order
-term (weight_first_order.py), dC_v also gets q_v M_t K (C_v - centre_t), M_t the tile's modelled mass.
+term (weight_first_order.py), dC_v also gets q_v M_t K (C_v - centre_t), M_t the tile's modelled mass, damped.
 """
 
 from dataclasses import dataclass
@@ -31,15 +31,16 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
     shift,  # (D,) fp32: share
     flat_shape,  # (V,) fp32, unused without FLAT
     flat_pulls,  # (T, D) fp32: F, unused without FLAT
-    masses,  # (T, K) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS and FIRST_ORDER
+    masses,  # (T, K) fp32: sum over inactive n of (g_n + l_n) m_nt; unused without HAS_BIAS
     bias_shift,  # () fp32: (beta / V) sum_n g_n; unused without HAS_BIAS
     flat_masses,  # (T,) fp32, unused without FLAT and HAS_BIAS
     weight,  # (V, D), unused without FIRST_ORDER, as are the following
     centre,  # (T, D)
     variance,  # () fp32
-    turned,  # (V, RANK), by class: C folded; unused where RANK is 0, as are the following
-    turned_centre,  # (T, RANK) fp32: centre folded
-    directions,  # (D, RANK)
+    term_masses,  # (T,) fp32
+    turned,  # (V, RANK), by class: C directions; unused where RANK is 0, as are the following
+    turned_centre,  # (T, RANK) fp32: centre directions
+    folded,  # (D, RANK)
     grad_weight,  # (V, D), out; unused without HAS_WEIGHT
     grad_bias,  # (V,), out; unused without HAS_BIAS
     V,
@@ -88,9 +89,9 @@ def write_weight_gradient_kernel(  # noqa: PLR0912, PLR0915 - every branch is de
             rank = tl.arange(0, RANK)
             p = tl.load(turned + row[:, None] * RANK + rank[None, :], mask=(place < V)[:, None], other=0.0)
             p = p.to(tl.float32) - tl.load(turned_centre + tile * RANK + rank)[None, :]
-            w = tl.load(directions + cols[None, :] * RANK + rank[:, None], mask=(cols < D)[None, :], other=0.0)
+            w = tl.load(folded + cols[None, :] * RANK + rank[:, None], mask=(cols < D)[None, :], other=0.0)
             total = tl.dot(p.to(turned.dtype.element_ty), w, total, input_precision="ieee")
-        factor = tl.load(shape + place, mask=place < V, other=0.0) * tl.load(masses + tile)
+        factor = tl.load(shape + place, mask=place < V, other=0.0) * tl.load(term_masses + tile)
         total *= factor[:, None]
     else:
         total = tl.zeros((CLASSES, COLS), tl.float32)
@@ -177,11 +178,11 @@ def write_weight_gradient(
     classes = min(options.weight_classes, model.tile_classes)
     parts = model.tile_classes // classes
     columns = cdiv(D, options.weight_cols) if grad_weight is not None else 1
-    term_arguments: tuple[Tensor | None, ...] = (None,) * 6
+    term_arguments: tuple[Tensor | None, ...] = (None,) * 7
     if term is not None and grad_weight is not None:
         term_arguments = (
-            problem.weight, model.centre, term.covariance.variance,
-            term.classes, term.centres, term.covariance.directions,
+            problem.weight, model.centre, term.covariance.variance, term.masses,
+            term.classes, term.centres, term.covariance.folded,
         )  # fmt: skip
     write_weight_gradient_kernel[(blocks.tiles * parts * columns,)](
         dz, problem.input, model.order, blocks.tokens, blocks.first_block, model.shape,
