@@ -109,6 +109,7 @@ def _(
         wide(K, T),
         input.new_empty((K, T, D)),
         wide(T),
+        wide(T),
         wide(D if smooth and not capped else 0),
         wide(V if smooth and capped else 0),
         input.new_empty((T, D) if smooth and capped else (0,)),
