@@ -212,11 +212,11 @@ def test_real_records_can_be_compared() -> None:
 
 def test_a_baseline_is_written_and_held_to(tmp_path: Path) -> None:
     file = tmp_path / "baselines" / "h200.yaml"
-    written = harness("gate", "reports/models-h200", "--baseline", file, "--update-baseline")
+    written = harness("gate", "reports/gemma2-h200", "--baseline", file, "--update-baseline")
     assert written.returncode == 0, written.stderr
     first = file.read_text()
-    harness("gate", "reports/models-h200", "--baseline", file, "--update-baseline")
+    harness("gate", "reports/gemma2-h200", "--baseline", file, "--update-baseline")
     assert file.read_text() == first
-    held = harness("gate", "reports/models-h200", "--baseline", file)
+    held = harness("gate", "reports/gemma2-h200", "--baseline", file)
     assert held.returncode in (0, 6) and "SLOWER by" not in held.stdout  # 6: its intervals are wide
     assert "- base: stored ratios, " in held.stdout
