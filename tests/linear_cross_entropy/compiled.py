@@ -214,11 +214,11 @@ TAIL_TILES = pytest.mark.parametrize(
 def tail_arguments(tile: Tile, *, softcap: bool = False, smooth: bool = True, ordered: bool = True) -> dict[str, Any]:
     """By name, for every kernel there: a name means the same in all of them, but for the tile's operands."""
     pointers = {
-        "*bf16": "input weight matrix dz grad_weight centre residual tail turned folded classes",
+        "*bf16": "input weight matrix dz grad_weight centre residual tail turned folded directions classes",
         "*fp32": "mean shape shape_square spread tile_lse target_logit logit_mean loss lse nll maximum total grad_loss"
         " grad_lse p_scale g totals left tile_mass relative threshold tail_mass accumulator pulls shift masses"
         " tail_weight bias_shift cumulated weights distance column row point vector typical variance turned_centre"
-        " term_masses fold",
+        " term_masses fold square seen norm whole",
         "*i64": "target inverse position",
         "*i32": "counts first_block tokens tile_of_block group",
     }
@@ -315,20 +315,20 @@ def test_routing_kernels(softcap: bool) -> None:
 
 def test_small_tail_kernels() -> None:
     capability = 90
-    arguments = tail_arguments(HOPPER_TILE) | {"BLOCK": 1024, "TILES": 1024, "ROWS": 16, "COLS": 256}
+    arguments = tail_arguments(HOPPER_TILE) | {"BLOCK": 1024, "TILES": 1024, "ROWS": 16, "COLS": 256, "ROOT": True}
     small = (elementwise.weighted_deviation_kernel, elementwise.less_outer_product_kernel)
     for kernel in (*small, elementwise.squared_distance_kernel):
         flags = arguments | {"mean": "*fp32", "weight": "*fp32", "out": "*bf16" if kernel in small else "*fp32"}
         check(kernel, flags, {"num_warps": 4}, capability)
     check(first_order.sampled_rows_kernel, arguments | {"out": "*bf16", "BLOCK_D": 1024}, {"num_warps": 4}, capability)
-    square = arguments | dict.fromkeys(("matrix", "energy", "out", "centres"), "*fp32") | {"RANK": 32}
-    of_term = (weight_first_order.whiten_kernel, weight_first_order.damp_kernel)
-    for kernel in (tile_statistics.inverse_kernel, tile_statistics.position_kernel, *of_term):
-        check(kernel, square | {"R": 32, "FOLD": True}, {"num_warps": 4}, capability)
+    term = weight_first_order
+    of_rank = arguments | {"out": "*fp32", "centres": "*fp32", "RANK": 32, "R": 32, "BLOCK_D": term.BLOCK_D}
+    check(term.directions_kernel, of_rank, {"num_warps": term.WARPS}, capability)
+    for kernel in (tile_statistics.inverse_kernel, tile_statistics.position_kernel, term.damp_kernel):
+        check(kernel, of_rank, {"num_warps": 4}, capability)
     combine = arguments | {"BLOCK_N": tile_statistics.COMBINE_TOKENS, "BLOCK_T": tile_statistics.COMBINE_TILES}
     check(tile_statistics.combine_tiles_kernel, combine, {"num_warps": 4}, capability)
-    product = arguments | {"out": "*fp32", "BLOCK_N": 32, "BLOCK_D": 128}
-    check(elementwise.row_product_kernel, product, {"num_warps": 4}, capability)
+    check(elementwise.row_product_kernel, of_rank | {"BLOCK_N": 32, "BLOCK_D": 128}, {"num_warps": 4}, capability)
     for kernel in (model.token_weights_kernel, tail_upstream.upstream_kernel):
         check(kernel, arguments | {"BLOCK": 4096}, {"num_warps": 16}, capability)
 

@@ -18,15 +18,16 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from kernels.linear_cross_entropy.problem import Problem
 from kernels.linear_cross_entropy.tail import gradients as steps
 from kernels.linear_cross_entropy.tail import weight_first_order
+from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
 from kernels.linear_cross_entropy.tail.model import TailModel
 from kernels.linear_cross_entropy.tail.weight_first_order import (
     Covariance,
     CovarianceSketch,
     WeightTerm,
+    directions_kernel,
     rows_of_term,
     sketch_covariance,
     weight_term,
-    whiten_kernel,
 )
 from tests.linear_cross_entropy.cases import error, make_problem, mean_upstream, oracle
 from tests.linear_cross_entropy.tail_runs import TARGETS_ALONE, Found, per_token, run, tree, use_method
@@ -208,7 +209,7 @@ def test_tokens_too_far_apart_for_a_first_order(D: int, method: Method) -> None:
 
 
 def test_fewer_directions_than_dimensions() -> None:
-    assert weight_first_order.directions(40) == 16 and weight_first_order.directions(2304) == 32
+    assert weight_first_order.most_directions(40) == 16 and weight_first_order.most_directions(2304) == 32
 
 
 def test_directions_are_taken_where_tokens_have_some() -> None:
@@ -226,19 +227,37 @@ def test_directions_are_taken_where_tokens_have_some() -> None:
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4])
-def test_whitening_is_a_cholesky_factors_inverse(condition: float) -> None:
+@pytest.mark.parametrize("rows", [40, 200])
+def test_directions_are_whitened_and_folded(condition: float, rows: int) -> None:
+    """By Cholesky factors' inverses; `rows` in one block and in several, ragged."""
     size = 32
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
-    matrix = basis * torch.logspace(0, -math.log10(condition), size) @ basis.t()
-    inverse, fold, spread = torch.empty_like(matrix), torch.empty_like(matrix), torch.empty(3)
-    energy = matrix.trace() * 1.5
-    whiten_kernel[(1,)](matrix, energy, inverse, spread, 200, R=size, FOLD=False)
-    whiten_kernel[(1,)](matrix, energy, fold, spread, 200, R=size, FOLD=True)
-    lifted = matrix.double() + 1e-5 * matrix.double().trace() * torch.eye(size)
-    assert error(inverse, torch.linalg.inv(torch.linalg.cholesky(lifted)).t()) < 1e-3
-    variance = float(matrix.trace()) * 0.5 / (200 - size)
-    assert spread.tolist() == pytest.approx(
-        [variance, float(energy) / 200, 1 / 1.5 - size * variance / float(energy)], rel=1e-4
+    square = basis * torch.logspace(0, -math.log10(condition), size) @ basis.t()
+    seen = torch.randn(rows, size, generator=generator) @ torch.linalg.cholesky(square).t()
+    found, folded, fold = torch.empty_like(seen), torch.empty_like(seen), torch.empty_like(square)
+    spread = torch.full((3,), float("nan"))
+
+    def lifted(matrix: Tensor) -> Tensor:
+        return matrix.double() + 1e-5 * matrix.double().trace() * torch.eye(size)
+
+    wanted = seen.double() @ torch.linalg.inv(torch.linalg.cholesky(lifted(square))).t()
+    trace = float(wanted.square().sum())
+    energy = 1.5 * trace
+    directions_kernel[(1,)](
+        square, seen, torch.tensor(energy).sqrt(), found, folded, fold, spread, rows, R=size, BLOCK_D=64
     )
-    assert error(fold, torch.eye(size) - variance * torch.linalg.inv(lifted)) < 1e-3
+    assert error(found, wanted) < 1e-3
+    variance = trace * 0.5 / (rows - size)
+    assert spread.tolist() == pytest.approx([variance, energy / rows, 1 / 1.5 - size * variance / energy], rel=1e-3)
+    of_fold = torch.eye(size) - variance * torch.linalg.inv(lifted(wanted.t() @ wanted))
+    assert error(fold, of_fold) < 1e-3
+    assert error(folded, wanted @ of_fold) < 1e-3
+
+
+def test_weights_by_their_share() -> None:
+    matrix, weight = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)), torch.arange(40.0)
+    mean = matrix.mean(0, keepdim=True)
+    found = weighted_deviation(matrix, mean, weight, None, whole=weight.sum())
+    assert error(found, ((weight / weight.sum()).sqrt()[:, None] * (matrix - mean)).double()) < 1e-6
+    assert float(weighted_deviation(matrix, mean, weight * 0, None, whole=weight.sum() * 0).abs().max()) == 0

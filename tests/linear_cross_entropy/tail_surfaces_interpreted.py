@@ -298,6 +298,6 @@ def test_what_is_kept_beside_it_comes_out_of_the_scratch(softcap: float, monkeyp
     monkeypatch.setattr(steps, "LEAST_GATHER_BYTES", 0)
     monkeypatch.setattr(steps, "plan_blocks", lambda first, most: blocks.append(most) or plan_blocks(first, most))
     run(problem, per_token(problem))
-    T, itemsize = 8, problem.input.element_size()
-    kept = 2 * 2 * T * 150 + T * 40 * (itemsize + 4) if softcap else 900 * weight_first_order.directions(40) * itemsize
+    T, itemsize, R = 8, problem.input.element_size(), weight_first_order.most_directions(40)
+    kept = 2 * 2 * T * 150 + T * 40 * (itemsize + 4) if softcap else 900 * R * itemsize
     assert blocks == [(600_000 + problem.input.nbytes - kept) // (64 * TILE * itemsize)]

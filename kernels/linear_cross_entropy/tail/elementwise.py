@@ -18,11 +18,13 @@ def weighted_deviation_kernel(
     mean,  # (K, D) fp32
     group,  # (blocks,) int32: which of them, unused without GROUPED
     weight,  # (N,) fp32
+    whole,  # () fp32: sum of the weights, unused without ROOT
     out,  # (N, D), out
     N,
     D,
     stride,
     GROUPED: tl.constexpr,
+    ROOT: tl.constexpr,  # the root of a weight's share of the whole takes its place
     GROUP_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -35,7 +37,10 @@ def weighted_deviation_kernel(
     if GROUPED:
         mean += tl.load(group + tl.program_id(0) * ROWS // GROUP_ROWS).to(tl.int64) * D
     x = tl.load(matrix + wide * stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    x = (x - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]) * tl.load(weight + rows, mask=rows < N)[:, None]
+    factor = tl.load(weight + rows, mask=rows < N, other=0.0)
+    if ROOT:
+        factor = tl.sqrt(factor / tl.maximum(tl.load(whole), 1e-30))
+    x = (x - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]) * factor[:, None]
     tl.store(out + wide * D + cols[None, :], x.to(out.dtype.element_ty), mask=mask)
 
 
@@ -111,8 +116,13 @@ def _grid(rows: int, cols: int) -> tuple[int, int]:
     return cdiv(rows, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
 
 
-def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor, groups: TokenGroups | None) -> Tensor:
-    """weight_n (matrix_n - mean of n's group) (N, D) in the matrix's dtype, rounded once. mean (K, D) fp32."""
+def weighted_deviation(
+    matrix: Tensor, mean: Tensor, weight: Tensor, groups: TokenGroups | None, *, whole: Tensor | None = None
+) -> Tensor:
+    """weight_n (matrix_n - mean of n's group) (N, D) in the matrix's dtype, rounded once. mean (K, D) fp32.
+
+    With the sum of the weights in `whole` (), the root of weight_n / whole takes the place of weight_n.
+    """
     N, D = matrix.shape
     out = torch.empty((N, D), dtype=matrix.dtype, device=matrix.device)
     weighted_deviation_kernel[_grid(N, D)](
@@ -120,11 +130,13 @@ def weighted_deviation(matrix: Tensor, mean: Tensor, weight: Tensor, groups: Tok
         mean,
         None if groups is None else groups.of_block,
         weight,
+        whole,
         out,
         N,
         D,
         matrix.stride(0),
         GROUPED=groups is not None,
+        ROOT=whole is not None,
         GROUP_ROWS=GROUP_ROWS,
         ROWS=BLOCK_ROWS,
         COLS=BLOCK_COLS,

@@ -119,5 +119,6 @@ def add_first_order(
     samples: int,
 ) -> None:
     E = problem.input
-    covariance = (within_tile_covariance(problem, model, weight, samples) / samples).to(E.dtype)
+    total = within_tile_covariance(problem, model, weight, samples)
+    covariance = torch.mul(total, 1 / samples, out=torch.empty_like(total, dtype=E.dtype))
     add_product(accumulator, weighted_deviation(E, model.typical, token_mass, groups), covariance, first=False)

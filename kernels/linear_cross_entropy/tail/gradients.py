@@ -31,7 +31,12 @@ from kernels.linear_cross_entropy.tail.side_stream import Fork
 from kernels.linear_cross_entropy.tail.tail_products import TailProducts
 from kernels.linear_cross_entropy.tail.tile_statistics import TileStatistics
 from kernels.linear_cross_entropy.tail.upstream import upstream
-from kernels.linear_cross_entropy.tail.weight_first_order import CovarianceSketch, sketch_covariance, weight_term
+from kernels.linear_cross_entropy.tail.weight_first_order import (
+    CovarianceSketch,
+    sketch_covariance,
+    term_bytes,
+    weight_term,
+)
 from kernels.linear_cross_entropy.tail.weight_gradient import write_weight_gradient
 
 # Of dz at once, beside as much as dE will take, which is not there yet. Few and long launches: tiles have lists of all
@@ -74,7 +79,7 @@ def gradients(
     ends, fork = HostCopy(routing.first_block), Fork(C.device)
     products = TailProducts(problem, model, groups, routing, method)
     accumulator = products.input_gradient(given.loss) if needs.input else None
-    pulls = products.pulls(given.loss) if needs.weight or needs.bias else None
+    pulls = products.pulls(given.loss, bias=needs.bias) if needs.weight or needs.bias else None
     with_first_order = certified and needs.input and method.tail and method.first_order
     term = products.first_order_term() if with_first_order else None
     del products
@@ -83,26 +88,29 @@ def gradients(
     *first_block, share = ends.wait().tolist()
     total, pairs = first_block[-1], problem.tokens * model.tiles
     too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
-    dense_path = method.choose and too_many
+    # From here on the GPU may have nothing left to do, so what it can do at once is launched first.
+    lists = (
+        None
+        if method.choose and too_many
+        else list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
+    )
     covariance = sketch.covariance() if sketch else None
     if not certified:  # N / 256 D of dC, that is not needed any more
         routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
-    stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
-    if dense_path:
+    stats = TailStats(lists is None, total * rows / pairs, share / 1e6, routing)
+    if lists is None:
         del accumulator, pulls
         return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
-    tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
+    tokens, tile_of_block = lists
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)
-    in_weight = weight_term(problem, model, covariance, pulls.mass[:, 0]) if covariance and pulls else None
-    of_others = (*of_softcap, None if in_weight is None else in_weight.classes)
-    scratch = GATHER_BYTES + problem.input.nbytes - sum(t.nbytes for t in of_others if t is not None)
-    scratch = max(scratch, LEAST_GATHER_BYTES)
-    ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * C.element_size()))
-    sizes = [first_block[stop] - first_block[start] for start, stop in ranges]
-    dz_memory = torch.empty(max(sizes) * rows, model.tile_classes, dtype=C.dtype, device=C.device)
-    for (start, stop), size in zip(ranges, sizes, strict=True):
+    taken = sum(t.nbytes for t in of_softcap if t is not None) + term_bytes(problem, covariance)
+    slices = _slices(problem, model, first_block, rows, taken)
+    most = max(size for *_, size in slices)
+    dz_memory = torch.empty(most * rows, model.tile_classes, dtype=C.dtype, device=C.device)
+    in_weight = None
+    for start, stop, size in slices:
         done = first_block[start]
         blocks = Blocks(
             tokens[done * rows : (done + size) * rows], tile_of_block[done : done + size], routing.first_block, done,
@@ -114,6 +122,8 @@ def gradients(
             if accumulator is not None:
                 scatter_input_gradient(problem, model, blocks, dz, accumulator, options)
         if pulls is not None:
+            if in_weight is None and covariance is not None:
+                in_weight = weight_term(problem, model, covariance, pulls.mass[:, 0])
             write_weight_gradient(problem, model, blocks, dz, pulls, grad_weight, grad_bias, options, in_weight)
     of_term = None if in_weight is None else (in_weight.covariance, in_weight.masses)
     del dz_memory, dz, pulls, in_weight
@@ -127,6 +137,15 @@ def gradients(
 def _sketch_beside(fork: Fork, problem: Problem, model: TailModel, tail: Tensor) -> CovarianceSketch:
     with fork.beside():
         return sketch_covariance(problem, model, tail)
+
+
+def _slices(
+    problem: Problem, model: TailModel, first_block: list[int], rows: int, taken: int
+) -> list[tuple[int, int, int]]:
+    """First tile, tile after the last, and blocks of what is computed at once; `taken`: bytes used besides."""
+    scratch = max(GATHER_BYTES + problem.input.nbytes - taken, LEAST_GATHER_BYTES)
+    ranges = plan_blocks(first_block, scratch // (rows * model.tile_classes * problem.weight.element_size()))
+    return [(start, stop, first_block[stop] - first_block[start]) for start, stop in ranges]
 
 
 def _finished(problem: Problem, model: TailModel, grad_loss: Tensor, accumulator: Tensor | None) -> Tensor | None:

@@ -317,5 +317,5 @@ def typical_token(problem: Problem) -> Tensor:  # (D,) fp32
 
 def with_relative_spread(model: TailModel) -> TailModel:
     """The model with every spread over the root of their mean square; at least a thousandth."""
-    relative = model.spread / model.spread.square().mean().sqrt().clamp(min=1e-30)
+    relative = torch.nn.functional.rms_norm(model.spread, model.spread.shape, eps=1e-30)
     return replace(model, relative_spread=relative.clamp(min=1e-3))

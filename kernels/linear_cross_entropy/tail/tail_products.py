@@ -56,8 +56,8 @@ class TailProducts:
         self._add_first_order(term)
         return term if self._routing.unit is None else term * self._routing.unit
 
-    def pulls(self, grad_loss: Tensor) -> Pulls:
-        """What the tail and smoothing add to dC and db. grad_loss (N,)."""
+    def pulls(self, grad_loss: Tensor, *, bias: bool) -> Pulls:
+        """What the tail and smoothing add to dC and, with `bias`, to db. grad_loss (N,)."""
         problem, routing = self._problem, self._routing
         unit = 1.0 if routing.unit is None else routing.unit
         flat_pull, flat_mass = None, None
@@ -74,7 +74,8 @@ class TailProducts:
         shift = torch.zeros(problem.hidden_size, device=grad_loss.device)
         if rank_one:
             shift = column_sum(problem.input, grad_loss) * rank_one
-        return Pulls(pull, shift, flat_pull, mass, grad_loss.sum() * rank_one, flat_mass)
+        bias_shift = grad_loss.sum() * rank_one if bias else None
+        return Pulls(pull, shift, flat_pull, mass, bias_shift, flat_mass)
 
     @property
     def _flat_share(self) -> float:

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_cross_entropy.problem import Problem
-from kernels.linear_cross_entropy.products import add_product, without_tf32
+from kernels.linear_cross_entropy.products import add_product
 from kernels.linear_cross_entropy.tail.elementwise import weighted_deviation
 from kernels.linear_cross_entropy.tail.host_copy import HostCopy
 from kernels.linear_cross_entropy.tail.model import TailModel
@@ -32,27 +32,18 @@ from kernels.linear_cross_entropy.tail.side_stream import keep
 
 MOST_DIRECTIONS = 32
 LEAST_EXPLAINED = 0.1  # of K's trace, beyond sigma^2, in R directions
+BLOCK_D, WARPS = 64, 8  # of directions_kernel; with half as many warps it runs out of registers
 DAMPING = tl.constexpr(2.0)  # s_t from which on the term grows no more
 
 
 @triton.jit
-def whiten_kernel(
-    matrix,  # (R, R) fp32, symmetric: S^T S, or with FOLD W^T W
-    energy,  # () fp32: trace K, unused without FOLD
-    out,  # (R, R) fp32, out: L^-T of matrix = L L^T, or with FOLD I - sigma^2 (W^T W)^-1
-    spread,  # (3,) fp32, out with FOLD: sigma^2, trace K / D, share of the trace that R directions have beyond sigma^2
-    D,
-    R: tl.constexpr,
-    FOLD: tl.constexpr,
-):
-    # One program: elimination turns [matrix | I] into [U | unit lower], whose rows over sqrt(pivot) are L^-1.
-    # A library's Cholesky and triangular solve take ten launches and far longer, for so small a matrix.
+def inverse_factor(matrix, R: tl.constexpr):
+    """L^-1 and trace of a symmetric (R, R) matrix = L L^T, a little above its own rounding: 0 has a factor too."""
     i = tl.arange(0, R)
-    place = i[:, None] * R + i[None, :]
     diagonal = i[:, None] == i[None, :]
-    left = tl.load(matrix + place)
-    trace = tl.sum(tl.sum(tl.where(diagonal, left, 0.0), axis=1), axis=0)
-    left = tl.where(diagonal, left + (trace * 1e-5 + 1e-30), left)  # above its own rounding; 0 has a factor too
+    trace = tl.sum(tl.sum(tl.where(diagonal, matrix, 0.0), axis=1), axis=0)
+    left = tl.where(diagonal, matrix + (trace * 1e-5 + 1e-30), matrix)
+    # Elimination turns [matrix | I] into [U | unit lower], whose rows over sqrt(pivot) are L^-1.
     right = diagonal.to(tl.float32)
     for k in range(R):
         row = tl.sum(tl.where(i[:, None] == k, left, 0.0), axis=0)
@@ -63,17 +54,53 @@ def whiten_kernel(
         left -= factor[:, None] * row[None, :]
         right -= factor[:, None] * unit[None, :]
     pivots = tl.sum(tl.where(diagonal, left, 0.0), axis=1)
-    inverse = right * tl.rsqrt(tl.maximum(pivots, 1e-30))[:, None]  # L^-1
-    if FOLD:
-        whole = tl.load(energy)
-        variance = tl.maximum(whole - trace, 0.0) / tl.maximum(D - R, 1)  # no more dimensions than directions
-        square = tl.dot(tl.trans(inverse), inverse, input_precision="ieee")
-        tl.store(out + place, tl.where(diagonal, 1.0, 0.0) - variance * square)
-        tl.store(spread, variance)
-        tl.store(spread + 1, whole / D)
-        tl.store(spread + 2, (trace - R * variance) / tl.maximum(whole, 1e-30))
-    else:
-        tl.store(out + i[None, :] * R + i[:, None], inverse)
+    return right * tl.rsqrt(tl.maximum(pivots, 1e-30))[:, None], trace
+
+
+@triton.jit
+def directions_kernel(
+    square,  # (R, R) fp32: S^T S
+    seen,  # (D, R) fp32: X^T S
+    norm,  # () fp32: |X|
+    directions,  # (D, R), out: W = X^T S L^-T, S^T S = L L^T
+    folded,  # (D, R), out: W F
+    fold,  # (R, R) fp32, out: F = I - sigma^2 (W^T W)^-1
+    spread,  # (3,) fp32, out: sigma^2, trace K / D, share of the trace that R directions have beyond sigma^2
+    D,
+    R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # One program. A library's factor, solves, products and casts of matrices so small are twenty launches, each of
+    # which takes the host longer than this kernel takes for a block of D.
+    i = tl.arange(0, R)
+    place = i[:, None] * R + i[None, :]
+    inverse, _ = inverse_factor(tl.load(square + place), R)
+    whitening = tl.trans(inverse)
+    gram = tl.zeros((R, R), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        cols = d + tl.arange(0, BLOCK_D)
+        part = tl.load(seen + cols[:, None] * R + i[None, :], mask=(cols < D)[:, None], other=0.0)
+        w = tl.dot(part, whitening, input_precision="ieee")
+        gram = tl.dot(tl.trans(w), w, gram, input_precision="ieee")
+        out = directions + cols[:, None] * R + i[None, :]
+        tl.store(out, w.to(directions.dtype.element_ty), mask=(cols < D)[:, None])
+    inverse, trace = inverse_factor(gram, R)
+    root = tl.load(norm)
+    whole = root * root
+    variance = tl.maximum(whole - trace, 0.0) / tl.maximum(D - R, 1)  # no more dimensions than directions
+    beyond = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
+    beyond -= variance * tl.dot(tl.trans(inverse), inverse, input_precision="ieee")
+    tl.store(fold + place, beyond)
+    tl.store(spread, variance)
+    tl.store(spread + 1, whole / D)
+    tl.store(spread + 2, (trace - R * variance) / tl.maximum(whole, 1e-30))
+    whitening = tl.dot(whitening, beyond, input_precision="ieee")
+    for d in range(0, D, BLOCK_D):
+        cols = d + tl.arange(0, BLOCK_D)
+        part = tl.load(seen + cols[:, None] * R + i[None, :], mask=(cols < D)[:, None], other=0.0)
+        out = folded + cols[:, None] * R + i[None, :]
+        w = tl.dot(part, whitening, input_precision="ieee")
+        tl.store(out, w.to(folded.dtype.element_ty), mask=(cols < D)[:, None])
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,7 @@ class Covariance:
 class CovarianceSketch:
     """K before the host knows whether its directions are worth their products. May be made beside other work."""
 
-    spread: Tensor  # (3,) fp32: as whiten_kernel has it
+    spread: Tensor  # (3,) fp32: as directions_kernel has it
     copied: HostCopy
     directions: Tensor  # as in Covariance
     folded: Tensor
@@ -120,7 +147,7 @@ class WeightTerm:
         return 0 if self.classes is None else self.classes.shape[1]
 
 
-def directions(hidden_size: int) -> int:
+def most_directions(hidden_size: int) -> int:
     """R: what a tensor core's product takes."""
     return MOST_DIRECTIONS if hidden_size >= 2 * MOST_DIRECTIONS else 16
 
@@ -128,25 +155,20 @@ def directions(hidden_size: int) -> int:
 def sketch_covariance(problem: Problem, model: TailModel, tail: Tensor) -> CovarianceSketch:
     """K of the tokens that `tail` (T, N), in any unit and of either sign, weighs. Waits for nothing."""
     E, D = problem.input, problem.hidden_size
-    R = directions(D)
+    R = most_directions(D)
     weight = torch.linalg.vector_norm(tail, ord=1, dim=0, dtype=torch.float32)
-    weight = (weight / weight.sum().clamp(min=1e-30)).sqrt()
-    X = weighted_deviation(E, model.typical, weight, None)
+    X = weighted_deviation(E, model.typical, weight, None, whole=weight.sum())
     sketch = X @ _omega(D, R, E.dtype, E.device)
     # Of the sketch as it was rounded: W W^T is then a projection of K, whatever the rounding.
-    square = torch.empty(R, R, dtype=torch.float32, device=E.device)
-    seen = torch.empty(D, R, dtype=torch.float32, device=E.device)
+    new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=E.device)  # noqa: E731
+    square, seen, fold, spread = new(R, R), new(D, R), new(R, R), new(3)
+    directions, folded = new(D, R, dtype=E.dtype), new(D, R, dtype=E.dtype)
     add_product(square, sketch.t(), sketch, first=True)
     add_product(seen, X.t(), sketch, first=True)
-    energy = torch.linalg.vector_norm(X, dtype=torch.float32).square()
-    inverse, fold = torch.empty_like(square), torch.empty_like(square)
-    spread = torch.empty(3, dtype=torch.float32, device=E.device)
-    with without_tf32():
-        whiten_kernel[(1,)](square, energy, inverse, spread, D, R=R, FOLD=False, num_warps=4)
-        W = seen @ inverse
-        whiten_kernel[(1,)](W.t() @ W, energy, fold, spread, D, R=R, FOLD=True, num_warps=4)
-        folded = W @ fold
-    return CovarianceSketch(spread, HostCopy(spread), W.to(E.dtype), folded.to(E.dtype), fold)
+    norm = torch.linalg.vector_norm(X, dtype=torch.float32)
+    outputs = (directions, folded, fold, spread)
+    directions_kernel[(1,)](square, seen, norm, *outputs, D, R=R, BLOCK_D=BLOCK_D, num_warps=WARPS)
+    return CovarianceSketch(spread, HostCopy(spread), directions, folded, fold)
 
 
 @triton.jit
@@ -203,6 +225,12 @@ def weight_term(
         RANK=R, ORDERED=model.order is not None, BLOCK_V=model.tile_classes, num_warps=4,
     )  # fmt: skip
     return WeightTerm(covariance, classes, centres, damped)
+
+
+def term_bytes(problem: Problem, covariance: Covariance | None) -> int:
+    """What `weight_term` keeps of every class."""
+    found = None if covariance is None else covariance.directions
+    return 0 if found is None else problem.vocab_size * found.shape[1] * found.element_size()
 
 
 def rows_of_term(

@@ -158,7 +158,7 @@ class Pulls:
     shift: Tensor  # (D,) fp32: subtracted from every row of dC
     flat: Tensor | None  # (T, D) fp32: F
     mass: Tensor  # (T, K) fp32: likewise for db
-    bias_shift: Tensor  # () fp32
+    bias_shift: Tensor | None  # () fp32; None where nobody asks for db
     flat_mass: Tensor | None  # (T,) fp32
 
 
