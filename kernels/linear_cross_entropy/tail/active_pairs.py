@@ -19,6 +19,32 @@ from kernels.linear_cross_entropy.tail.upstream import Upstream
 
 
 @triton.jit
+def write_columns(
+    z,  # (rows, COLS) fp32: logits of the tile's classes from `first` on, before bias and softcap
+    first, bias, order, dz, out, tile, V, y, real, g, top, e_scale, softcap, keep, share,
+    HAS_BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ORDERED: tl.constexpr, BLOCK_V: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """dz of the columns; per row: out, its place, y, its target in the tile, g, and p = shifted_exp(z, top) e_scale."""
+    local = first + tl.arange(0, COLS)
+    places = tile * BLOCK_V + local
+    inside = places < V
+    if HAS_BIAS:
+        classes = places.to(tl.int64)
+        if ORDERED:
+            classes = tl.load(order + places, mask=inside, other=0)
+        z += tl.load(bias + classes, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if SOFTCAP:
+        z, _ = capped(z, softcap, False)
+    p = shifted_exp(z, top, False) * e_scale[:, None]
+    d_logit = tl.where(local[None, :] == y[:, None], p - (g * keep)[:, None], p)
+    if SOFTCAP:
+        slope = 1.0 - z * z * (1.0 / (softcap * softcap))  # as the forward has it
+        d_logit = (d_logit - (g * share)[:, None]) * slope
+    d_logit = tl.where(real[:, None] & inside[None, :], d_logit, 0.0)
+    tl.store(dz + out[:, None] * BLOCK_V + local[None, :], d_logit.to(dz.dtype.element_ty))
+
+
+@triton.jit
 def gathered_logit_gradient_kernel(
     input,  # (N, D)
     weight,  # (V, D)
@@ -66,24 +92,25 @@ def gathered_logit_gradient_kernel(
         c = tl.load(weight + classes[None, :] * stride_weight + cols[:, None],
                     mask=inside[None, :] & (cols < D)[:, None], other=0.0)  # fmt: skip
         z = tl.dot(e, c, z, input_precision="ieee")
-    if HAS_BIAS:
-        z += tl.load(bias + classes, mask=inside, other=0.0).to(tl.float32)[None, :]
     g = tl.load(grad_loss + rows, mask=real, other=0.0)
     scale = tl.load(p_scale + rows, mask=real, other=0.0)
     top, correction = scaled_maximum(tl.load(maximum + rows, mask=real, other=0.0), False)
     e_scale = scale / tl.load(total + rows, mask=real, other=1.0) * correction
-    if SOFTCAP:
-        z, slope = capped(z, softcap, False)
     top = tl.where(scale == 0.0, float("inf"), top)
     e_scale = tl.where(scale == 0.0, 0.0, e_scale)
-    p = shifted_exp(z, top, False) * e_scale[:, None]
     y = (tl.load(target + rows, mask=real, other=-1) - tile * BLOCK_V).to(tl.int32)
-    d_logit = tl.where(local[None, :] == y[:, None], p - (g * keep)[:, None], p)
-    if SOFTCAP:
-        d_logit = (d_logit - (g * share)[:, None]) * slope
-    d_logit = tl.where(real[:, None] & inside[None, :], d_logit, 0.0)
     out = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    tl.store(dz + out[:, None] * BLOCK_V + local[None, :], d_logit.to(dz.dtype.element_ty))
+    if SOFTCAP:
+        # ds/dz beside the logits does not fit into the registers: Triton 3.6 put a kilobyte of it on the stack.
+        HALF: tl.constexpr = BLOCK_V // 2
+        left, right = tl.split(tl.permute(tl.reshape(z, (ROWS, 2, HALF)), (0, 2, 1)))
+        write_columns(left, 0, bias, order, dz, out, tile, V, y, real, g, top, e_scale, softcap, keep, share,
+                      HAS_BIAS, SOFTCAP, ORDERED, BLOCK_V, HALF)  # fmt: skip
+        write_columns(right, HALF, bias, order, dz, out, tile, V, y, real, g, top, e_scale, softcap, keep, share,
+                      HAS_BIAS, SOFTCAP, ORDERED, BLOCK_V, HALF)  # fmt: skip
+    else:
+        write_columns(z, 0, bias, order, dz, out, tile, V, y, real, g, top, e_scale, softcap, keep, share,
+                      HAS_BIAS, SOFTCAP, ORDERED, BLOCK_V, BLOCK_V)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["blocks"])
