@@ -87,21 +87,18 @@ def gradients(
     sketch = _sketch_beside(fork, problem, model, routing.tail) if wanted else None
     *first_block, share = ends.wait().tolist()
     total, pairs = first_block[-1], problem.tokens * model.tiles
-    too_many = total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6
-    # From here on the GPU may have nothing left to do, so what it can do at once is launched first.
-    lists = (
-        None
-        if method.choose and too_many
-        else list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
-    )
-    covariance = sketch.covariance() if sketch else None
+    dense_path = method.choose and (total * rows > method.dense_fraction * pairs or share > method.most_modelled * 1e6)
+    # From here on the GPU may have nothing left to do, so what it can do at once is launched first: the lists before
+    # the wait for K, and dz and dE of the first tiles before dC's term.
+    if not dense_path:
+        tokens, tile_of_block = list_pairs(problem, statistics, tiles, model, target, given, routing, total, rows)
+    covariance = sketch.covariance() if sketch else None  # waits for what the side stream reads, on either path
     if not certified:  # N / 256 D of dC, that is not needed any more
         routing = replace(routing, tail=routing.tail.new_empty(0), flat_tail=None)
-    stats = TailStats(lists is None, total * rows / pairs, share / 1e6, routing)
-    if lists is None:
+    stats = TailStats(dense_path, total * rows / pairs, share / 1e6, routing)
+    if dense_path:
         del accumulator, pulls
         return dense.gradients(problem, statistics, given.loss, given.p_scale - given.loss, needs), stats
-    tokens, tile_of_block = lists
     grad_weight = torch.empty(C.shape, dtype=C.dtype, device=C.device) if needs.weight else None
     grad_bias = torch.empty(len(C), dtype=C.dtype, device=C.device) if needs.bias else None
     of_softcap = (tiles.mass_slope, tiles.mean_slope, model.flat_centre, pulls.flat if pulls else None)

@@ -160,9 +160,8 @@ def sketch_covariance(problem: Problem, model: TailModel, tail: Tensor) -> Covar
     X = weighted_deviation(E, model.typical, weight, None, whole=weight.sum())
     sketch = X @ _omega(D, R, E.dtype, E.device)
     # Of the sketch as it was rounded: W W^T is then a projection of K, whatever the rounding.
-    new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=E.device)  # noqa: E731
-    square, seen, fold, spread = new(R, R), new(D, R), new(R, R), new(3)
-    directions, folded = new(D, R, dtype=E.dtype), new(D, R, dtype=E.dtype)
+    square, seen, fold, spread = (E.new_empty(s, dtype=torch.float32) for s in ((R, R), (D, R), (R, R), (3,)))
+    directions, folded = E.new_empty(D, R), E.new_empty(D, R)
     add_product(square, sketch.t(), sketch, first=True)
     add_product(seen, X.t(), sketch, first=True)
     norm = torch.linalg.vector_norm(X, dtype=torch.float32)
