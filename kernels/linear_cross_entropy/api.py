@@ -82,7 +82,8 @@ def linear_cross_entropy(
             vocabulary tile) pairs computed, error bounds. Costs time in the backward; not under torch.compile.
         gradient: "exact" computes every tile of the logit gradient, deterministically. "auto" computes the
             pairs of token and vocabulary tile that matter and models the others (docs/tail-correction.md), or
-            is "exact" where too many matter, and for anything but bf16 and fp16 on a GPU. Its sums over tiles
+            is "exact" where too many matter, where N * V * D is too small for it to pay, and for anything but bf16
+            and fp16 on a GPU. Its sums over tiles
             are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
             "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
             is faster and loses what it skips, smoothing with the rest: kept alone it would be worse.
@@ -137,7 +138,9 @@ def linear_cross_entropy(
     softcap = softcap or 0.0
     needs = [t is not None and t.requires_grad for t in operands[:3]]
     wants_gradient = torch.is_grad_enabled() and any(needs)
-    tile_classes = tail_tile_classes(operands[0], operands[1]) if gradient in ("auto", "corrected") else 0
+    tile_classes = 0
+    if gradient in ("auto", "corrected"):
+        tile_classes = tail_tile_classes(operands[0], operands[1], choose=gradient == "auto")
     models = tile_classes > 0 and wants_gradient and not fused
     in_forward = fused and wants_gradient and reduction != "none" and not return_lse
     stats = GradientStats.empty() if return_stats else None

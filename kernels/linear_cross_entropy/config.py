@@ -23,6 +23,10 @@ GROUP_BLOCK = 128
 # Fewer tokens than this have too few active pairs a tile to gather.
 TAIL_TOKENS = 256
 
+# FLOPs of one product of N x D by V x D below which "auto" computes all of them: the model of the tail costs the host
+# about three times the launches, which so short products do not hide (measured: docs/kernel-notes.md).
+LEAST_MODELLED_FLOPS = 6e11
+
 # Interpreter runs have no multiprocessors to ask for; a few programs keep its loops persistent.
 INTERPRETER_PROGRAMS = 4
 
@@ -109,19 +113,34 @@ def _runs_hopper_tiles(device: torch.device) -> bool:
     return properties.major >= 9 and properties.shared_memory_per_block_optin >= HOPPER_SHARED_BYTES
 
 
-def tail_tile_classes(input: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+def tail_tile_classes(
+    input: torch.Tensor,  # (N, D)
+    weight: torch.Tensor,  # (V, D)
+    dtype: torch.dtype | None = None,  # autocast's, where the operands have not been cast yet
+    *,
+    choose: bool = False,
+) -> int:
     """Classes of a vocabulary tile where gradients can be tail-corrected; 0 where they cannot.
+
+    `choose`: nor where computing all of them is as fast, as gradient="auto" asks.
 
     Not on a CPU, nor for fp32 operands, whose rounding is far below any model's error; nor while a CUDA graph is being
     captured, for the host must read how many pairs are active; nor for so few tokens or classes that one tile is
     most of them.
     """
-    dtype = dtype or input.dtype  # autocast's, where the operands have not been cast yet
+    dtype = dtype or input.dtype
+    if choose and not worth_modelling(input.shape[0], weight.shape[0], input.shape[1]):
+        return 0
     if not input.is_cuda or dtype not in (torch.bfloat16, torch.float16) or capturing(input.device):
         return 0
     aligned = all(t.stride(0) * dtype.itemsize % 16 == 0 for t in (input, weight))
     classes = (HOPPER_TILE if aligned and _runs_hopper_tiles(input.device) else POINTER_TILE).block_v
     return classes if weight.shape[0] >= 8 * classes and input.shape[0] >= TAIL_TOKENS else 0
+
+
+def worth_modelling(tokens: int, vocab_size: int, hidden_size: int) -> bool:
+    """Whether the products of a problem take longer than the launches that modelling some of them away costs."""
+    return 2 * tokens * vocab_size * hidden_size >= LEAST_MODELLED_FLOPS
 
 
 def tail_tile(tile_classes: int) -> Tile:

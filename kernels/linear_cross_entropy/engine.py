@@ -51,8 +51,8 @@ def gradients(
 ) -> Gradients:
     """dE, dC and db of sum(grad_loss * loss + grad_lse * lse) over the rows that count. `kept`: as in the forward."""
     # where, not *: the mean over no rows at all has an infinite upstream gradient.
-    grad_loss = torch.where(problem.counted, grad_loss, 0.0)
-    grad_lse = torch.where(problem.counted, grad_lse, 0.0)
+    counted = problem.counted
+    grad_loss, grad_lse = torch.where(counted, grad_loss, 0.0), torch.where(counted, grad_lse, 0.0)
     if kept is None:
         return _gradients(problem, statistics, grad_loss, grad_lse, needs, method)
     if not kept:

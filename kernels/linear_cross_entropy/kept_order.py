@@ -71,7 +71,8 @@ class KeptOrder:
             return (self.order, self.centres) if fits else (None, None)
         wants_gradient = torch.is_grad_enabled() and (input.requires_grad or linear_weight.requires_grad)
         tokens = input.detach().reshape(-1, input.shape[-1])
-        if not wants_gradient or not tail_tile_classes(tokens, linear_weight, _computed_dtype(input)):
+        choose = settings.get("gradient") == "auto"
+        if not wants_gradient or not tail_tile_classes(tokens, linear_weight, _computed_dtype(input), choose=choose):
             return None, None
         if not fits or (self.interval > 0 and self._age >= min(self.interval, self._span)):
             self.refresh(input, linear_weight, target, settings)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import engine
+from kernels.linear_cross_entropy.operator import operator
 from kernels.linear_cross_entropy.problem import Gradients, Method, Needs, Problem, Statistics
 
 OPERANDS = "Tensor input, Tensor weight, Tensor? bias, Tensor target"
@@ -23,11 +24,9 @@ SETTINGS = "float label_smoothing, int ignore_index, float softcap, bool pack, b
 NEEDS = "bool need_input, bool need_weight, bool need_bias"
 
 
-@torch.library.custom_op(
+@operator(
     "linear_cross_entropy::forward",
-    mutates_args=(),
-    schema=f"({OPERANDS}, {SETTINGS}) "
-    "-> (Tensor loss, Tensor lse, Tensor nll, Tensor maximum, Tensor total, Tensor kept)",
+    f"({OPERANDS}, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, Tensor maximum, Tensor total, Tensor kept)",
 )
 def forward(
     input: Tensor,  # (N, D)
@@ -59,10 +58,9 @@ def _(input: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return *tokens, torch.empty((), dtype=torch.int64, device="cpu")
 
 
-@torch.library.custom_op(
+@operator(
     "linear_cross_entropy::backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor maximum, Tensor total, Tensor kept, "
+    f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor maximum, Tensor total, Tensor kept, "
     f"{SETTINGS}, {NEEDS})"
     " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
 )
@@ -179,13 +177,15 @@ def _(grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, factor: Tensor
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, weight, bias, target, *settings = inputs
     ctx.save_for_backward(input, weight, bias, target, *output[3:])
+    ctx.set_materialize_grads(False)  # zeros for outputs that nobody differentiates
     ctx.settings = settings
 
 
-def _backward_of_forward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _backward_of_forward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     input, weight, bias, target, maximum, total, kept = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
-    upstream = grad_loss.contiguous(), grad_lse.contiguous()  # the gradient of a mean is expanded
+    # The gradient of a mean is expanded.
+    upstream = (torch.zeros_like(maximum) if g is None else g.contiguous() for g in (grad_loss, grad_lse))
     gradients = backward(*upstream, input, weight, bias, target, maximum, total, kept, *ctx.settings, *needs)
     none_of_settings = (None,) * (1 + len(ctx.settings))
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import LinearCrossEntropyLoss, linear_cross_entropy
 from kernels.linear_cross_entropy import kept_order
-from kernels.linear_cross_entropy.config import tail_tile_classes
+from kernels.linear_cross_entropy.config import tail_tile_classes, worth_modelling
 from kernels.linear_cross_entropy.tail.report import FIELDS, GradientStats
 
 
@@ -99,6 +99,12 @@ def test_on_a_cpu_every_path_is_dense(gradient: str) -> None:
     assert tail_tile_classes(torch.randn(4096, 64).bfloat16(), torch.randn(8192, 64).bfloat16()) == 0
 
 
+def test_short_products_are_not_worth_a_model() -> None:
+    """One product of the Gemma-2 head is 10^13 operations, GPT-2's 6 * 10^11, the smallest that "auto" models."""
+    assert worth_modelling(8192, 256000, 2304) and worth_modelling(8192, 50257, 768)
+    assert not worth_modelling(1024, 65536, 2048) and not worth_modelling(4096, 16384, 2048)
+
+
 @pytest.mark.parametrize("settings", [dict(), dict(gradient="auto"), dict(fused=True)], ids=str)
 def test_no_stats_are_made_where_nobody_asks(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     made, empty = [], GradientStats.empty
@@ -185,7 +191,7 @@ def test_the_age_of_an_order_is_part_of_the_state() -> None:
 
 
 def _forwards_with_a_new_order(monkeypatch: pytest.MonkeyPatch, forwards: int, **settings: Any) -> list[int]:
-    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_: 4)
+    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_, **__: 4)
     kept, orders, found = kept_order.KeptOrder("tree", **settings), [], []
     for number in range(forwards):
         input, weight, target = operands()
@@ -204,7 +210,7 @@ def test_the_first_orders_are_kept_for_less_long(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_head_of_another_size_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_: 4)
+    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_, **__: 4)
     input, weight, target = operands()
     kept = kept_order.KeptOrder("tree")
     for _ in range(100):

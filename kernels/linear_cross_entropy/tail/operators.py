@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy.config import GROUP_BLOCK as BLOCK_N
+from kernels.linear_cross_entropy.operator import operator
 from kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
@@ -32,12 +33,11 @@ KEPT = (
 )  # fmt: skip
 
 
-@torch.library.custom_op(
+@operator(
     "linear_cross_entropy::tail_forward",
-    mutates_args=(),
-    tags=TAGS,
-    schema=f"({OPERANDS}, Tensor? report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
+    f"({OPERANDS}, Tensor? report, {SETTINGS}) -> (Tensor loss, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)})",
+    tags=TAGS,
 )
 def tail_forward(
     input: Tensor,  # (N, D)
@@ -116,13 +116,12 @@ def _(
     )
 
 
-@torch.library.custom_op(
+@operator(
     "linear_cross_entropy::tail_backward",
-    mutates_args=(),
-    tags=TAGS,
-    schema=f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor lse, Tensor nll, "
+    f"(Tensor grad_loss, Tensor grad_lse, {OPERANDS}, Tensor lse, Tensor nll, "
     f"Tensor maximum, Tensor total, Tensor kept, {', '.join(f'Tensor {name}' for name in KEPT)}, "
     f"{SETTINGS}, {NEEDS}) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor report)",
+    tags=TAGS,
 )
 def tail_backward(
     grad_loss: Tensor,  # (N,)

@@ -73,7 +73,7 @@ def test_without_times_it_is_prepared_before_it_is_judged() -> None:
 @pytest.fixture
 def order_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps orders as on a GPU; without a look at their worth, which needs one."""
-    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_: 4)
+    monkeypatch.setattr(kept_order, "tail_tile_classes", lambda *_, **__: 4)
     monkeypatch.setattr(kept_order, "_is_worth_it", lambda *_: True)
 
 
