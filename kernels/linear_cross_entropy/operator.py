@@ -6,6 +6,7 @@ autograd formula. Its price is Python that torch runs at every call, which on a 
 and the same formula.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Operator:
     """A functional operator: no argument is mutated, every output is a tensor.
 
     Args:
-        implementation: takes the schema's arguments in its order, and none by name.
+        implementation: takes the schema's arguments in its order, first a tensor, none by name; not under autocast.
         name: "namespace::name" in torch.ops.
         schema: as for torch.library.custom_op.
         tags: of the operator.
@@ -35,9 +36,9 @@ class Operator:
         *,
         tags: Sequence[torch.Tag] = (),
     ) -> None:
-        self._implementation = implementation
+        self._implementation = without_autocast(implementation)
         self._function: type[torch.autograd.Function] | None = None
-        self.registered = torch.library.custom_op(name, implementation, mutates_args=(), schema=schema, tags=tags)
+        self.registered = torch.library.custom_op(name, self._implementation, mutates_args=(), schema=schema, tags=tags)
 
     def register_fake(self, fake: Callable[..., tuple[Tensor, ...]]) -> None:
         """Shapes and dtypes of the outputs, as torch.library's."""
@@ -71,6 +72,20 @@ class Operator:
 def operator(name: str, schema: str, *, tags: Sequence[torch.Tag] = ()) -> Callable[[Implementation], Operator]:
     """Decorator: an Operator of the function it stands above."""
     return lambda implementation: Operator(implementation, name, schema, tags=tags)
+
+
+def without_autocast(implementation: Implementation) -> Implementation:
+    """`implementation`, whose products have the dtypes it asks for: autocast has cast the operands before."""
+
+    @functools.wraps(implementation)
+    def call(first: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        kind = first.device.type
+        if not torch.is_autocast_enabled(kind):  # asked first: the context costs more than the question
+            return implementation(first, *others)
+        with torch.autocast(kind, enabled=False):
+            return implementation(first, *others)
+
+    return call
 
 
 def is_plain(inputs: Sequence[Any]) -> bool:

@@ -46,9 +46,8 @@ def forward(
     How gradients will be computed is of no interest here.
     """
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
-    with torch.autocast(input.device.type, enabled=False):
-        kept = engine.count_kept(problem, pack)
-        result = engine.statistics(problem, kept)
+    kept = engine.count_kept(problem, pack)
+    result = engine.statistics(problem, kept)
     return *result.tensors(), torch.tensor(-1 if kept is None else kept)
 
 
@@ -88,11 +87,10 @@ def backward(
     """Gradients of sum(grad_loss * loss + grad_lse * lse) with respect to the operands that need one."""
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     needs, method = Needs(need_input, need_weight, need_bias), Method(filtered, eps, sort)
-    with torch.autocast(input.device.type, enabled=False):
-        # Of the statistics, the gradients read the normalisation alone.
-        statistics = Statistics(maximum, maximum, maximum, maximum, total)
-        rows = None if int(kept) < 0 else int(kept)
-        result = engine.gradients(problem, statistics, grad_loss, grad_lse, needs, method, rows)
+    # Of the statistics, the gradients read the normalisation alone.
+    statistics = Statistics(maximum, maximum, maximum, maximum, total)
+    rows = None if int(kept) < 0 else int(kept)
+    result = engine.gradients(problem, statistics, grad_loss, grad_lse, needs, method, rows)
     return _tensors(result, input)
 
 

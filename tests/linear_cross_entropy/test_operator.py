@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from kernels.linear_cross_entropy import linear_cross_entropy, operators
+from kernels.linear_cross_entropy.operator import operator
 
 
 def operands(requires_grad: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,10 +38,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which operators the dispatcher was asked for."""
     asked: list[str] = []
     for name in ("forward", "backward"):
-        operator = getattr(operators, name)
-        registered = operator.registered
+        known = getattr(operators, name)
+        registered = known.registered
         call = lambda *inputs, name=name, registered=registered: (asked.append(name), registered(*inputs))[1]  # noqa: E731
-        monkeypatch.setattr(operator, "registered", call)
+        monkeypatch.setattr(known, "registered", call)
     return asked
 
 
@@ -118,3 +119,12 @@ def test_checkpointing_recomputes_the_same_step() -> None:
                       use_reentrant=False)  # fmt: skip
     for a, b in zip(plain, (loss, *torch.autograd.grad(loss, (input, weight))), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_implementation_is_never_under_autocast() -> None:
+    """A product of fp32 operands would be in bf16 there."""
+    matrix = torch.randn(4, 4)
+    product = operator("linear_cross_entropy_test::square", "(Tensor matrix) -> Tensor")(lambda m: m @ m)
+    for call in (product, product.registered):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(matrix).dtype == torch.float32

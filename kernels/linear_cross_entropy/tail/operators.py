@@ -62,8 +62,7 @@ def tail_forward(
     from kernels.linear_cross_entropy.tail import forward  # noqa: PLC0415 - imports triton
 
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
-    with torch.autocast(input.device.type, enabled=False):
-        statistics, kept, remembered = forward.remember(problem, pack, order, centres, tile_classes)
+    statistics, kept, remembered = forward.remember(problem, pack, order, centres, tile_classes)
     return *statistics.tensors(), torch.tensor(-1 if kept is None else kept), *remembered
 
 
@@ -178,11 +177,10 @@ def tail_backward(
     )  # fmt: skip
     method = TailMethod(tolerance, tail, first_order, choose=choose)
     rows = None if int(kept) < 0 else int(kept)
-    with torch.autocast(input.device.type, enabled=False):
-        result, found = forward.gradients(
-            problem, statistics, remembered, grad_loss, grad_lse,
-            Needs(need_input, need_weight, need_bias), method, rows, order, tile_classes, certify=certify,
-        )  # fmt: skip
+    result, found = forward.gradients(
+        problem, statistics, remembered, grad_loss, grad_lse,
+        Needs(need_input, need_weight, need_bias), method, rows, order, tile_classes, certify=certify,
+    )  # fmt: skip
     parts = (result.input, result.weight, result.bias)
     grad_input, grad_weight, grad_bias = (input.new_empty(0) if part is None else part for part in parts)
     return grad_input, grad_weight, grad_bias, found
