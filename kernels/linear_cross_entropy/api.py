@@ -83,8 +83,8 @@ def linear_cross_entropy(
         gradient: "exact" computes every tile of the logit gradient, deterministically. "auto" computes the
             pairs of token and vocabulary tile that matter and models the others (docs/tail-correction.md), or
             is "exact" where too many matter, where N * V * D is too small for it to pay, and for anything but bf16
-            and fp16 on a GPU. Its sums over tiles
-            are atomic: two runs differ in the last bit of dE. "corrected" is the same without the choice.
+            and fp16 on a GPU. Its sums over tiles are atomic: two runs differ in the last bit of dE. "corrected" is
+            the same without the choice.
             "filtered" is the paper's: tiles in which no |dz| / |upstream| exceeds `filter_eps` are skipped. It
             is faster and loses what it skips, smoothing with the rest: kept alone it would be worse.
         gradient_tolerance: "auto" and "corrected" only: the relative error of dE and of dC that modelling may add,

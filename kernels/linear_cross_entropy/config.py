@@ -24,7 +24,7 @@ GROUP_BLOCK = 128
 TAIL_TOKENS = 256
 
 # FLOPs of one product of N x D by V x D below which "auto" computes all of them: the model of the tail costs the host
-# about three times the launches, which so short products do not hide (measured: docs/kernel-notes.md).
+# some thirty launches, which so short products do not hide (measured: docs/kernel-notes.md).
 LEAST_MODELLED_FLOPS = 6e11
 
 # Interpreter runs have no multiprocessors to ask for; a few programs keep its loops persistent.

@@ -36,7 +36,7 @@ class Operator:
         *,
         tags: Sequence[torch.Tag] = (),
     ) -> None:
-        self._implementation = without_autocast(implementation)
+        self._name, self._implementation = name, without_autocast(implementation)
         self._function: type[torch.autograd.Function] | None = None
         self.registered = torch.library.custom_op(name, self._implementation, mutates_args=(), schema=schema, tags=tags)
 
@@ -56,7 +56,7 @@ class Operator:
 
         # An operator's double backward is an error by itself; a Function's would differentiate the implementation.
         methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
-        name = self.registered._qualname.replace("::", "_")  # a profile shows it
+        name = self._name.replace("::", "_")  # a profile shows it
         self._function = type(name, (torch.autograd.Function,), methods)
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -64,9 +64,8 @@ class Operator:
             return self.registered(*inputs)
         if not torch.is_grad_enabled() or not any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
             return self._implementation(*inputs)
-        if self._function is None:
-            return self.registered(*inputs)
-        return self._function.apply(*inputs)
+        differentiable = self._function.apply if self._function else self.registered  # whose backward is an error
+        return differentiable(*inputs)
 
 
 def operator(name: str, schema: str, *, tags: Sequence[torch.Tag] = ()) -> Callable[[Implementation], Operator]:

@@ -99,10 +99,9 @@ def _(grad_loss: Tensor, grad_lse: Tensor, input: Tensor, weight: Tensor, *rest:
     return _fake_gradients(input, weight, *rest[-3:])
 
 
-@torch.library.custom_op(
+@operator(
     "linear_cross_entropy::fused",
-    mutates_args=(),
-    schema=f"({OPERANDS}, {SETTINGS}, bool mean, {NEEDS})"
+    f"({OPERANDS}, {SETTINGS}, bool mean, {NEEDS})"
     " -> (Tensor loss, Tensor nll, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
 )
 def fused(
@@ -129,15 +128,14 @@ def fused(
     """
     problem = Problem(input, weight, bias, target, label_smoothing, ignore_index, softcap)
     needs, method = Needs(need_input, need_weight, need_bias), Method(filtered, eps, sort)
-    with torch.autocast(input.device.type, enabled=False):
-        kept = engine.count_kept(problem, pack)
-        result = engine.statistics(problem, kept)
-        scale = (target != ignore_index).sum().float().reciprocal() if mean else result.loss.new_ones(())
-        grad_loss = scale.expand(input.shape[0])
-        gradients = engine.gradients(problem, result, grad_loss, torch.zeros_like(result.lse), needs, method, kept)
-        loss = result.loss.sum()
-        if mean:
-            loss = loss * scale  # 0 * inf: nan where every row is ignored, as torch
+    kept = engine.count_kept(problem, pack)
+    result = engine.statistics(problem, kept)
+    scale = (target != ignore_index).sum().float().reciprocal() if mean else result.loss.new_ones(())
+    grad_loss = scale.expand(input.shape[0])
+    gradients = engine.gradients(problem, result, grad_loss, torch.zeros_like(result.lse), needs, method, kept)
+    loss = result.loss.sum()
+    if mean:
+        loss = loss * scale  # 0 * inf: nan where every row is ignored, as torch
     return loss, result.nll, *_tensors(gradients, input)
 
 
@@ -172,6 +170,11 @@ def _(grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, factor: Tensor
     return None
 
 
+def per_token(upstream: Tensor | None, like: Tensor) -> Tensor:  # (N,)
+    """An upstream gradient as kernels read it: autograd has none where nobody differentiates, a mean's is expanded."""
+    return torch.zeros_like(like) if upstream is None else upstream.contiguous()
+
+
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, weight, bias, target, *settings = inputs
     ctx.save_for_backward(input, weight, bias, target, *output[3:])
@@ -182,8 +185,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward_of_forward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     input, weight, bias, target, maximum, total, kept = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
-    # The gradient of a mean is expanded.
-    upstream = (torch.zeros_like(maximum) if g is None else g.contiguous() for g in (grad_loss, grad_lse))
+    upstream = (per_token(g, maximum) for g in (grad_loss, grad_lse))
     gradients = backward(*upstream, input, weight, bias, target, maximum, total, kept, *ctx.settings, *needs)
     none_of_settings = (None,) * (1 + len(ctx.settings))
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *none_of_settings

@@ -37,7 +37,7 @@ class Subclass(torch.Tensor):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which operators the dispatcher was asked for."""
     asked: list[str] = []
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "fused"):
         known = getattr(operators, name)
         registered = known.registered
         call = lambda *inputs, name=name, registered=registered: (asked.append(name), registered(*inputs))[1]  # noqa: E731
@@ -52,6 +52,8 @@ def step(input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> tup
 
 def test_plain_eager_code_goes_around_the_dispatcher(calls: list[str]) -> None:
     step(*operands())
+    input, weight, target = operands()
+    linear_cross_entropy(input, weight, target, fused=True).backward()
     assert calls == []
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy.config import GROUP_BLOCK as BLOCK_N
 from kernels.linear_cross_entropy.operator import operator
+from kernels.linear_cross_entropy.operators import per_token
 from kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
 from kernels.linear_cross_entropy.tail.method import TailMethod
 from kernels.linear_cross_entropy.tail.report import REPORT_LENGTH
@@ -203,7 +204,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     *operands, lse, nll, maximum, total, kept = ctx.saved_tensors[:11]
-    upstream = (torch.zeros_like(lse) if g is None else g.contiguous() for g in (grad_loss, grad_lse))
+    upstream = (per_token(g, lse) for g in (grad_loss, grad_lse))
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], operands[2] is not None and ctx.needs_input_grad[2])
     *gradients, report = tail_backward(
         *upstream, *operands, lse, nll, maximum, total, kept,
